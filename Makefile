@@ -1,0 +1,49 @@
+# Everything a newcomer needs: `make compare` answers the question, `make test` checks the code.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+.PHONY: setup compare test test-slow check format bench hooks clean
+.DEFAULT_GOAL := help
+
+help: ## list these targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(READY) ## make .venv and install querykey with its development extras
+
+# torch comes first and pinned: left to a dependency, pip would choose a build of several gigabytes.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "querykey needs Python 3.11 or newer, this is " + sys.version.split()[0] + ". Say which to use: make PYTHON=python3.12")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+compare: setup ## train the default plan and answer: do queries and keys need different weights?
+	$(BIN)/querykey compare why --out runs/why
+
+test: setup ## the quick test suite (under 5 minutes on 2 cores)
+	$(BIN)/python -m pytest -q
+
+test-slow: setup ## the tests that take minutes
+	$(BIN)/python -m pytest -q -m slow
+
+check: setup ## formatting, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: setup ## mend formatting and what lint can mend
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: setup ## time the layer against its floor and its peers
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt x-transformers
+	$(BIN)/python benchmarks/layer.py
+
+hooks: setup ## run the checks before every commit
+	$(BIN)/pre-commit install
+
+clean: ## remove what the other targets made, except runs
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

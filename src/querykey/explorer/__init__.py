@@ -1,0 +1,1 @@
+"""A page on which sharing is a switch."""

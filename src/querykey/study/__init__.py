@@ -1,0 +1,1 @@
+"""Matched, paired comparisons of designs: plan, train, store, test, report."""
