@@ -1,8 +1,17 @@
 """Shape annotations are checked while the tests run: jaxtyping with beartype over the whole package."""
 
+import pytest
 import torch
-from jaxtyping import install_import_hook
+from jaxtyping import config, install_import_hook
 
 install_import_hook("querykey", "beartype.beartype")
 
 torch.set_num_threads(2)
+
+
+@pytest.fixture
+def unchecked():
+    """Without the checks: for what our own sentences must refuse, and for loops over very many small calls."""
+    config.update("jaxtyping_disable", True)
+    yield
+    config.update("jaxtyping_disable", False)

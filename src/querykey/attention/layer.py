@@ -1,0 +1,333 @@
+"""Self-attention of any design: one fused projection, maps on queries and keys, one fused kernel, one output.
+
+x -> rows of `in_proj` -> q, k, v -> core, norm, rotation -> kernel -> `o_proj`
+"""
+
+from __future__ import annotations
+
+from typing import Literal, overload
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from querykey.attention import kernels, masks, reference, rotary, similarity
+from querykey.attention.cache import KVCache
+from querykey.design import Design, Similarity
+from querykey.layout import Layout, PlainWeights, Weight
+
+_EPSILON = 1e-6  # of the RMS norm of queries and keys
+
+
+class SelfAttention(nn.Module):
+    """Multi-head attention whose projections are shared as `design` says.
+
+        head h: softmax(s(q, k)) v,  q = x W_Q,  k = x W_K,  v = x W_V;  the heads' results, side by side, times W_O
+
+    All projections are rows of one parameter, `in_proj`, so that they are one matrix product; a shared projection is
+    there once. `named_weights` gives each by its name in the design's `Layout`.
+
+    Args:
+        dim: width of the model.
+        heads: number of query heads.
+        design: which projections are shared, and options; see `Design`.
+        head_dim: head size of values, and of queries and keys unless the design's `qk_dim` says otherwise;
+            ``dim / heads`` when not given.
+        causal: a position sees itself and what came before; the last query is aligned to the last key.
+        rotary: queries and keys are rotated by position (RoFormer, 2104.09864); values never are.
+        bias: each projection has a bias.
+        dropout: probability that an attention weight is dropped in training.
+
+    Raises:
+        DesignError: if the design cannot be at these sizes.
+        ValueError: if dropout is no probability.
+    """
+
+    core: Tensor | None
+    temperature: Tensor | None
+    q_gain: Tensor | None
+    k_gain: Tensor | None
+    qk_gain: Tensor | None
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        design: Design | str = "q,k,v",
+        *,
+        head_dim: int | None = None,
+        causal: bool = False,
+        rotary: bool = False,
+        bias: bool = False,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if not 0.0 <= dropout < 1.0:
+            raise ValueError(f"dropout must be a probability from 0 to below 1, not {dropout}")
+        self.design = Design.parse(design)
+        self.layout = self.design.resolve(dim, heads, head_dim=head_dim, bias=bias, rotary=rotary)
+        self.causal = causal
+        self.dropout = dropout
+        self._rows = _rows(self.layout)
+        total = sum(heads * size for heads, size in self.layout.projections.values())
+        self.in_proj = nn.Parameter(torch.empty(total, dim))
+        self.in_proj_bias = nn.Parameter(torch.empty(total)) if bias else None
+        self.o_proj = nn.Parameter(torch.empty(dim, self.layout.heads * self.layout.head_dim))
+        self.o_proj_bias = nn.Parameter(torch.empty(dim)) if bias else None
+        shapes = {weight.name: weight.shape for weight in self.layout.weights}
+        for name in ("core", "temperature", "q_gain", "k_gain", "qk_gain"):
+            parameter = nn.Parameter(torch.empty(shapes[name])) if name in shapes else None
+            self.register_parameter(name, parameter)
+        self.reset_parameters()
+
+    def extra_repr(self) -> str:
+        """What was chosen, so that ``print(model)`` says it."""
+        layout = self.layout
+        return f"{layout.dim}, {layout.heads}, {str(self.design)!r}, causal={self.causal}, rotary={layout.rotary}"
+
+    @torch.no_grad()
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Draw every weight anew, as the layout's table says, in the order of that table."""
+        tensors = self.named_weights()
+        for weight in self.layout.weights:
+            initialise(tensors[weight.name], weight, generator)
+
+    def named_weights(self) -> dict[str, Tensor]:
+        """Each weight of the layout by its name: parameters, or views of the rows of `in_proj`."""
+        named: dict[str, Tensor] = {}
+        for name, rows in self._rows.items():
+            named[name] = self.in_proj[rows]
+            if self.in_proj_bias is not None:
+                named[f"{name}.bias"] = self.in_proj_bias[rows]
+        others = {"o_proj": self.o_proj, "o_proj.bias": self.o_proj_bias, "core": self.core}
+        others |= {
+            "temperature": self.temperature,
+            "q_gain": self.q_gain,
+            "k_gain": self.k_gain,
+            "qk_gain": self.qk_gain,
+        }
+        return named | {name: tensor for name, tensor in others.items() if tensor is not None}
+
+    def weights(self) -> PlainWeights:
+        """The plain W_Q, W_K, W_V and W_O per head that this layer amounts to; see `PlainWeights`."""
+        return self.layout.expand(self.named_weights())
+
+    @overload
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None = ...,
+        context: Tensor | None = ...,
+        return_weights: Literal[False] = ...,
+        cache: KVCache | None = ...,
+    ) -> Tensor: ...
+    @overload
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None = ...,
+        context: Tensor | None = ...,
+        *,
+        return_weights: Literal[True],
+        cache: KVCache | None = ...,
+    ) -> tuple[Tensor, Tensor]: ...
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch length dim"],
+        mask: Tensor | None = None,
+        context: Float[Tensor, "batch keys dim"] | None = None,
+        return_weights: bool = False,
+        cache: KVCache | None = None,
+    ) -> Float[Tensor, "batch length dim"] | tuple[Tensor, Tensor]:
+        """Attend from `x` to itself, to what `cache` holds and itself, or to `context`.
+
+        Args:
+            x: (batch, length, dim).
+            mask: boolean, True = may attend, or additive; broadcasts to (batch, heads, query, key). Key padding is
+                ``mask[:, None, None, :]``. A query with nothing left gives zeros before the output projection.
+            context: keys and values are made from this instead (cross-attention).
+            return_weights: also give the weights before dropout; this takes the explicit softmax, with memory for all
+                pairs of positions.
+            cache: `x` are the next positions after those of the cache, which is extended by them.
+
+        Returns:
+            (batch, length, dim), and with `return_weights` also (batch, heads, length, keys).
+
+        Raises:
+            ValueError: if shapes do not fit, or `context` meets a cache or a self-mask.
+        """
+        self._check(x, mask, context, cache)
+        q, k, v = self._queries_keys_values(x, context, cache)
+        if return_weights:
+            out, weights = self._explicit(q, k, v, mask)
+            return self._output(out), weights
+        return self._output(kernels.run(self._call(q, k, v, mask)))
+
+    def backend(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        context: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> str:
+        """The kernel that ``layer(x, mask, context)`` will run: "flash", "efficient", "cudnn", or "math".
+
+        "math" is the explicit, quadratic one; the CPU takes it for dropout, and for a mask that wants a gradient. The
+        `cache` is read and not extended.
+        """
+        self._check(x, mask, context, cache)
+        q, k, v = self._queries_keys_values(x, context, None)
+        if cache is not None:
+            longer = (-1, -1, len(cache) + k.shape[2], -1)  # only its shape matters
+            k, v = k[:, :, :1].expand(longer), v[:, :, :1].expand(longer)
+        return kernels.backend_of(self._call(q, k, v, mask))
+
+    # From x to queries, keys and values
+
+    def _queries_keys_values(
+        self, x: Tensor, context: Tensor | None, cache: KVCache | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(batch, heads, length, size) each, ready for the kernel; keys and values of all positions to attend to."""
+        reads = self.layout.reads
+        if context is None:
+            read = self._project(x, *reads.values())
+            source = read[reads["q"]]
+        else:
+            source = self._project(x, reads["q"])[reads["q"]]
+            read = self._project(context, reads["k"], reads["v"])
+        q, k, v = (
+            self._split(source, "q"),
+            self._split(read[reads["k"]], "k"),
+            self._split(read[reads["v"]], "v"),
+        )
+        start = 0 if cache is None else len(cache)
+        q = self._place(self._apply_core(q), start, self.q_gain)
+        if self.temperature is not None:
+            q = q * self.temperature[:, None, None]
+        if cache is not None and self.design.shares("k", "v"):
+            (v,) = cache.append(kv=v)  # one tensor is kept, as the values have it; keys are placed on reading
+            return q, self._place(v, 0, self.k_gain), v
+        k = self._place(k, start, self.k_gain)
+        if cache is not None:
+            k, v = cache.append(k=k, v=v)
+        return q, k, v
+
+    def _project(self, source: Tensor, *names: str) -> dict[str, Tensor]:
+        """The named projections of `source` as one product; ``"x"`` is `source` itself.
+
+        The rows of what is asked for lie side by side: queries come first in `in_proj`, keys and values last.
+        """
+        wanted = [name for name in self._rows if name in names]
+        if not wanted:
+            return {"x": source}
+        rows = slice(self._rows[wanted[0]].start, self._rows[wanted[-1]].stop)
+        whole = rows == slice(0, len(self.in_proj))  # a slice of all would still cost its gradient a copy
+        weight = self.in_proj if whole else self.in_proj[rows]
+        bias = self.in_proj_bias if whole or self.in_proj_bias is None else self.in_proj_bias[rows]
+        sizes = [self._rows[name].stop - self._rows[name].start for name in wanted]
+        parts = F.linear(source, weight, bias).split(sizes, -1)
+        return {"x": source} | dict(zip(wanted, parts, strict=True))
+
+    def _split(self, tensor: Tensor, role: str) -> Tensor:
+        """(batch, length, heads × size) to (batch, heads, length, size), as a view."""
+        heads, size = self.layout.head_shape(role)
+        return tensor.view(*tensor.shape[:2], heads, size).transpose(1, 2)
+
+    def _apply_core(self, q: Tensor) -> Tensor:
+        """q = (xW) C, each query head with its own core over its group's shared projection."""
+        if self.core is None:
+            return q
+        if self.design.core == "signed":
+            diagonal = torch.cat([self.core, self.core], -1) if self.layout.rotary else self.core
+            return q * diagonal[:, None, :]
+        cores = self.layout.core_matrix(self.core).unflatten(0, (q.shape[1], -1))  # groups, heads per group
+        return torch.einsum("bgnc,grcd->bgrnd", q, cores).flatten(1, 2)
+
+    def _place(self, tensor: Tensor, start: int, gain: Tensor | None) -> Tensor:
+        """Norm, then rotation to the positions from `start`: what is done to queries and to keys alike."""
+        if self.design.qknorm:
+            tensor = F.rms_norm(tensor, tensor.shape[-1:], self.qk_gain if gain is None else gain, _EPSILON)
+        if self.design.similarity == "cosine":
+            tensor = F.normalize(tensor, dim=-1)
+        if self.layout.rotary:
+            angle = rotary.angles(start, tensor.shape[-2], tensor.shape[-1], device=tensor.device)
+            tensor = rotary.rotate(tensor, angle)
+        return tensor
+
+    # From queries, keys and values to the output
+
+    @property
+    def _similarity_and_scale(self) -> tuple[Similarity, float]:
+        """What is left to the kernel: the cosine has been normalised and scaled by its temperature."""
+        if self.design.similarity == "cosine":
+            return "dot", 1.0
+        return self.design.similarity, self.layout.qk_dim**-0.5
+
+    def _call(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> kernels.Call:
+        kind, scale = self._similarity_and_scale
+        q, k = similarity.as_dot_product(q, k, kind)
+        dropout = self.dropout if self.training else 0.0
+        return kernels.prepare(
+            q,
+            k,
+            v,
+            scale=scale,
+            causal=self.causal,
+            mask=mask,
+            dropout=dropout,
+            selfmask=self.design.selfmask,
+        )
+
+    def _explicit(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The weighted values and the weights, by the formula."""
+        kind, scale = self._similarity_and_scale
+        scores = similarity.scores(q, reference.repeat_heads(k, q), kind, scale)
+        mask = masks.combine(
+            mask, *scores.shape[-2:], causal=self.causal, selfmask=self.design.selfmask, device=q.device
+        )
+        weights = reference.masked_softmax(scores, mask)
+        return reference.weighted_sum(weights, v, self.dropout if self.training else 0.0), weights
+
+    def _output(self, out: Tensor) -> Tensor:
+        return F.linear(out.transpose(1, 2).flatten(2), self.o_proj, self.o_proj_bias)
+
+    def _check(self, x: Tensor, mask: Tensor | None, context: Tensor | None, cache: KVCache | None) -> None:
+        for name, tensor in {"x": x, "context": context}.items():
+            if tensor is not None and (tensor.ndim != 3 or tensor.shape[-1] != self.layout.dim):
+                raise ValueError(
+                    f"{name} must be (batch, length, dim) with dim {self.layout.dim}, not {tuple(tensor.shape)}"
+                )
+        if context is not None:
+            if context.shape[0] != x.shape[0]:
+                raise ValueError(f"x and context must have one batch size, not {x.shape[0]} and {context.shape[0]}")
+            if self.design.selfmask:
+                raise ValueError(
+                    f"design {self.design}: a context has other positions than x, so there is no self to mask"
+                )
+            if cache is not None:
+                raise ValueError("a cache is for the positions of x; pass the context alone, whole at each step")
+        if mask is not None:
+            keys = x.shape[1] + (0 if cache is None else len(cache)) if context is None else context.shape[1]
+            masks.check(mask, (x.shape[0], self.layout.heads, x.shape[1], keys))
+
+
+def initialise(tensor: Tensor, weight: Weight, generator: torch.Generator | None = None) -> None:
+    """Fill a tensor with the initial values of its weight."""
+    match weight.init:
+        case "normal":
+            tensor.normal_(0.0, weight.scale, generator=generator)
+        case "constant":
+            tensor.fill_(weight.scale)
+        case "alternating":
+            tensor[..., 0::2], tensor[..., 1::2] = 1.0, -1.0
+
+
+def _rows(layout: Layout) -> dict[str, slice]:
+    """The rows of the fused projection that belong to each named one."""
+    rows, start = {}, 0
+    for name, (heads, size) in layout.projections.items():
+        rows[name] = slice(start, start + heads * size)
+        start += heads * size
+    return rows

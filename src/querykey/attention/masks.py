@@ -1,0 +1,71 @@
+"""Who may attend to whom. As in `scaled_dot_product_attention`, a boolean mask is True where attention is allowed and
+an additive one is −∞ where it is not; either broadcasts to (batch, heads, query, key).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def combine(
+    mask: Tensor | None,
+    queries: int,
+    keys: int,
+    *,
+    causal: bool = False,
+    selfmask: bool = False,
+    device: torch.device | None = None,
+) -> Tensor | None:
+    """One mask of all, or None where everything is allowed.
+
+    The last query stands at the position of the last key: query i may causally see the keys up to i + keys − queries,
+    and that position is the self which `selfmask` hides, unless nothing else is left to the query.
+    """
+    if causal and queries > 1:
+        mask = _restrict(mask, _causal(queries, keys, device))
+    if selfmask:
+        others = ~torch.eye(queries, keys, dtype=torch.bool, device=device).roll(keys - queries, -1)
+        reachable = others if mask is None else others & allowed(mask)
+        left = reachable.any(-1, keepdim=True)
+        mask = _restrict(mask, others | ~left)
+    return mask
+
+
+def allowed(mask: Tensor) -> Tensor:
+    """Where a mask of either kind lets attention through, as booleans."""
+    return mask if mask.dtype == torch.bool else mask > float("-inf")
+
+
+def _causal(queries: int, keys: int, device: torch.device | None) -> Tensor:
+    return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
+
+
+def _restrict(mask: Tensor | None, allow: Tensor) -> Tensor:
+    if mask is None:
+        return allow
+    return mask & allow if mask.dtype == torch.bool else mask.masked_fill(~allow, float("-inf"))
+
+
+def check(mask: Tensor, shape: tuple[int, ...]) -> None:
+    """Refuse a mask that does not broadcast to `shape`, (..., query, key), or is of neither kind.
+
+    Raises:
+        ValueError: with both shapes, and how a key padding mask is written.
+    """
+    if mask.dtype != torch.bool and not mask.is_floating_point():
+        raise ValueError(
+            f"a mask must be boolean (True = may attend) or floating point (added to the scores), not {mask.dtype}"
+        )
+    fits = mask.ndim <= len(shape) and all(
+        have in (1, want) for have, want in zip(reversed(mask.shape), reversed(shape), strict=False)
+    )
+    if not fits:
+        raise ValueError(
+            f"a mask must broadcast to {_names(len(shape))} = {tuple(shape)}, but has shape {tuple(mask.shape)}; "
+            "key padding of shape (batch, key) is given as mask[:, None, None, :]"
+        )
+
+
+def _names(ndim: int) -> str:
+    return "(" + ", ".join(("batch", "heads", "query", "key")[-ndim:]) + ")"

@@ -1,0 +1,213 @@
+"""A design says which of the three projections of attention are shared, in one word.
+
+    q,k,v    q=k,v    q,k=v    q=v,k    q=k=v
+
+are all the partitions of the three roles. A part may also hold `x`, the input itself, unprojected: `q=k=x,v` takes
+the input as query and as key. Options follow, each with a plus sign: `q=k,v+core=full+selfmask`.
+
+`Design.parse` knows no sizes; `Design.resolve` meets them, and gives a `Layout`: named weights, their shapes, and what
+the design costs. All refusals of combinations happen there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+if TYPE_CHECKING:
+    from querykey.layout import Layout
+
+Similarity = Literal["dot", "cosine", "l2"]
+Core = Literal["signed", "symmetric", "full"]
+
+ROLES = ("q", "k", "v")
+PARTITIONS = ("q,k,v", "q=k,v", "q,k=v", "q=v,k", "q=k=v")
+
+
+class DesignError(ValueError):
+    """A design that cannot be read, or that cannot be."""
+
+
+@dataclass(frozen=True)
+class Design:
+    """Which projections are shared, and the options beside it. Hashable; equal whenever the spellings mean the same.
+
+    Args:
+        sharing: the partition of q, k and v (and x, the unprojected input), such as ``"q=k,v"``.
+        core: only where q = k: a learned matrix C per query head, ``q = (xW) C`` and ``k = xW``. ``"signed"`` is
+            diagonal, initially ±1 alternating; ``"symmetric"`` and ``"full"`` are initially N(0, 1/k).
+        selfmask: after all other masks, a position may not attend to itself unless nothing else is left
+            (Kitaev et al., 2001.04451, mask it so for shared queries and keys).
+        similarity: ``"dot"`` is q·k/√d_k; ``"cosine"`` τ·cos(q, k) with τ learned per head, initially √d_k;
+            ``"l2"`` −‖q − k‖²/(2√d_k) (Kim et al., 2006.04710).
+        qknorm: RMS norm of queries and keys over the head size, with learned gains (Henry et al., 2010.04245).
+        qk_dim: head size of queries and keys where it differs from that of values.
+        kv_heads: number of key and value heads (grouped queries, Ainslie et al., 2305.13245); 1 is multi-query.
+        qkscale: factor on the initial W_Q and W_K, not on a core.
+
+    Raises:
+        DesignError: if a field is not one of its values.
+    """
+
+    sharing: str = "q,k,v"
+    core: Core | None = None
+    selfmask: bool = False
+    similarity: Similarity = "dot"
+    qknorm: bool = False
+    qk_dim: int | None = None
+    kv_heads: int | None = None
+    qkscale: float = 1.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sharing", _canonical(self.sharing))
+        _check_choice("core", self.core, (None, *get_args(Core)))
+        _check_choice("similarity", self.similarity, get_args(Similarity))
+        for name in ("qk_dim", "kv_heads"):
+            value = getattr(self, name)
+            if value is not None and not (type(value) is int and value > 0):
+                raise DesignError(f"{name} must be a positive whole number, not {value!r}")
+        if not (math.isfinite(self.qkscale) and self.qkscale > 0):
+            raise DesignError(f"qkscale must be a positive number, not {self.qkscale!r}")
+        object.__setattr__(self, "qkscale", float(self.qkscale))
+
+    @classmethod
+    def parse(cls, text: str | Design) -> Design:
+        """The design that a word such as ``"q=k,v+core=full"`` spells; a `Design` is given back as it is.
+
+        Raises:
+            DesignError: if the word is not a partition of q, k and v followed by known options, each once.
+        """
+        if isinstance(text, Design):
+            return text
+        sharing, *words = "".join(text.lower().split()).split("+")
+        fields: dict[str, Any] = {}
+        try:
+            for word in words:
+                name, value = _read_option(word)
+                if name in fields:
+                    raise DesignError(f"{name} is given twice")
+                fields[name] = value
+            return cls(sharing, **fields)
+        except DesignError as error:
+            raise DesignError(f"cannot read the design {text!r}: {error}") from None
+
+    def __str__(self) -> str:
+        return self.sharing + "".join("+" + word for word in self._option_words())
+
+    def _option_words(self) -> list[str]:
+        words = []
+        for field in dataclasses.fields(self)[1:]:
+            value = getattr(self, field.name)
+            if value == field.default:
+                continue
+            if field.name == "similarity":
+                words.append(value)
+            elif value is True:
+                words.append(field.name)
+            else:
+                words.append(f"{field.name}={_plain_number(value)}")
+        return words
+
+    @property
+    def parts(self) -> tuple[tuple[str, ...], ...]:
+        """The partition: for ``q=k,v`` it is ``(("q", "k"), ("v",))``."""
+        return tuple(tuple(part.split("=")) for part in self.sharing.split(","))
+
+    def shares(self, first: str, second: str) -> bool:
+        """Whether two of the roles q, k, v and the input x are one tensor."""
+        return any(first in part and second in part for part in self.parts)
+
+    def resolve(
+        self,
+        dim: int,
+        heads: int,
+        *,
+        head_dim: int | None = None,
+        bias: bool = False,
+        rotary: bool = False,
+    ) -> Layout:
+        """The weights of this design at these sizes, and what they cost.
+
+        Args:
+            dim: width of the model.
+            heads: number of query heads.
+            head_dim: size of a head's values, and of its queries and keys unless `qk_dim` says otherwise;
+                ``dim / heads`` when not given.
+            bias: whether each projection has a bias.
+            rotary: whether queries and keys are rotated by position.
+
+        Raises:
+            DesignError: if the design cannot be, at all or at these sizes.
+        """
+        from querykey.layout import resolve  # the layout imports this module
+
+        return resolve(self, dim, heads, head_dim=head_dim, bias=bias, rotary=rotary)
+
+
+def _canonical(sharing: str) -> str:
+    """Roles within a part in the order q, k, v, x, and parts by their first role."""
+    order = (*ROLES, "x")
+    parts = [part.split("=") for part in sharing.split(",")]
+    named = [role for part in parts for role in part]
+    expected = f"the roles q, k and v once each, such as {', '.join(map(repr, PARTITIONS))}"
+    for role in named:
+        if role not in order:
+            raise DesignError(f"{role!r} is no role; expected {expected}, and x for the unprojected input")
+    for role in ROLES:
+        if named.count(role) != 1:
+            raise DesignError(f"{role} is named {named.count(role)} times; expected {expected}")
+    if named.count("x") > 1 or ["x"] in parts:
+        raise DesignError("x, the unprojected input, stands once and beside a role, such as 'q=k=x,v'")
+    ordered = sorted(sorted(map(order.index, part)) for part in parts)
+    return ",".join("=".join(order[role] for role in part) for part in ordered)
+
+
+# How each option is written: its word, the field that it sets, and how its value is read, or the value of a bare word.
+_OPTIONS: dict[str, tuple[str, Callable[[str], Any] | Any]] = {
+    "core": ("core", str),
+    "selfmask": ("selfmask", True),
+    "cosine": ("similarity", "cosine"),
+    "l2": ("similarity", "l2"),
+    "qknorm": ("qknorm", True),
+    "qk_dim": ("qk_dim", int),
+    "kv_heads": ("kv_heads", int),
+    "qkscale": ("qkscale", float),
+}
+
+
+def _read_option(word: str) -> tuple[str, Any]:
+    """`core=full` -> ("core", "full"); `selfmask` -> ("selfmask", True)."""
+    name, equals, text = word.partition("=")
+    if name not in _OPTIONS:
+        near = difflib.get_close_matches(name, _OPTIONS, n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise DesignError(f"{name!r} is no option{hint}; the options are {', '.join(_OPTIONS)}")
+    field, reader = _OPTIONS[name]
+    if not callable(reader):
+        if equals:
+            raise DesignError(f"{name} takes no value, but came with {text!r}")
+        return field, reader
+    if not text:
+        example = {"core": "full", "qk_dim": "16", "kv_heads": "2", "qkscale": "0.25"}[name]
+        raise DesignError(f"{name} needs a value, such as {name}={example}")
+    if reader is str:
+        return field, text
+    try:
+        return field, reader(text)
+    except ValueError:
+        raise DesignError(f"{name} needs a {'whole ' * (reader is int)}number, not {text!r}") from None
+
+
+def _check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
+    if value not in choices:
+        known = ", ".join(str(choice) for choice in choices if choice is not None)
+        raise DesignError(f"{name} must be one of {known}, not {value!r}")
+
+
+def _plain_number(value: object) -> str:
+    """0.25 -> "0.25", 2.0 -> "2": the shortest text that reads back as the same number."""
+    return repr(value).removesuffix(".0") if isinstance(value, float) else str(value)

@@ -1,0 +1,342 @@
+"""The universal test: every design equals the plain formula on its expanded weights, forward and gradient."""
+
+import itertools
+
+import pytest
+import torch
+
+from querykey import PARTITIONS, Design, DesignError, KVCache, SelfAttention
+
+HEADS, DIM, LENGTH, KEYS, BATCH = 6, 60, 7, 11, 3  # heads of 10 numbers, so that rotary has pairs
+
+SHARINGS = (*PARTITIONS, "q=k=x,v", "q=x,k,v", "q,k=x,v", "q,k,v=x", "q,k=v=x", "q=v=x,k", "q=k=v=x")
+OPTIONS = (
+    "",
+    "+core=signed",
+    "+core=symmetric",
+    "+core=full",
+    "+core=full+selfmask+qknorm",
+    "+core=full+cosine+selfmask",
+    "+core=signed+l2",
+    "+selfmask",
+    "+cosine",
+    "+l2",
+    "+qknorm",
+    "+qknorm+cosine",
+    "+qknorm+l2+selfmask",
+    "+qk_dim=4",
+    "+qk_dim=14+l2",
+    "+kv_heads=2",
+    "+kv_heads=1+cosine",
+    "+kv_heads=3+l2",
+    "+core=full+kv_heads=2",
+    "+core=full+kv_heads=1+cosine",
+    "+core=full+kv_heads=3+qk_dim=4+qknorm",
+    "+qkscale=0.25",
+)
+SETTINGS = (
+    "plain",
+    "causal",
+    "padding",
+    "additive",
+    "rotary",
+    "cross",
+    "cached",
+    "rotary cached",
+    "bias causal padding",
+)
+
+
+def possible(sharing, option, rotary=False):
+    """The design, or None where the layout refuses it. With head_dim 30 an unprojected input may have 2 key heads."""
+    try:
+        design = Design.parse(sharing + option)
+        head_dim = DIM // (design.kv_heads or HEADS) if "x" in sharing else DIM // HEADS
+        design.resolve(DIM, HEADS, head_dim=head_dim, rotary=rotary)
+    except DesignError:
+        return None
+    return design, head_dim
+
+
+CASES = [
+    (*found, setting)
+    for sharing, option, setting in itertools.product(SHARINGS, OPTIONS, SETTINGS)
+    if (found := possible(sharing, option, "rotary" in setting)) and not ("cross" in setting and "selfmask" in option)
+]
+
+
+def oracle(layer, x, mask=None, context=None):
+    """softmax(Q Kᵀ / √d_k) V from `layer.weights()`, written with einsum, complex rotations and index arithmetic."""
+    w, design, layout = layer.weights(), layer.design, layer.layout
+    source = x if context is None else context
+
+    def project(inputs, matrix, bias):
+        out = torch.einsum("bnd,hdk->bhnk", inputs, matrix)
+        return out if bias is None else out + bias[:, None, :]
+
+    q = project(x, w.W_Q, w.b_Q)
+    k, v = (
+        project(source, matrix, bias)[:, torch.arange(HEADS) // (HEADS // layout.kv_heads)]
+        for matrix, bias in ((w.W_K, w.b_K), (w.W_V, w.b_V))
+    )
+    if design.qknorm:
+        q, k = (
+            gain * part / (part.pow(2).mean(-1, keepdim=True) + 1e-6).sqrt()
+            for gain, part in ((w.q_gain, q), (w.k_gain, k))
+        )
+    if layout.rotary:
+        q, k = turned(q), turned(k)
+    scores = torch.einsum("bhqk,bhsk->bhqs", q, k)
+    match design.similarity:
+        case "dot":
+            scores = scores * layout.qk_dim**-0.5
+        case "cosine":
+            norms = torch.linalg.norm(q, dim=-1)[..., None] * torch.linalg.norm(k, dim=-1)[..., None, :]
+            scores = scores / norms * w.temperature[:, None, None]
+        case "l2":
+            scores = (q[..., :, None, :] - k[..., None, :, :]).square().sum(-1) * -0.5 * layout.qk_dim**-0.5
+    i, j = torch.arange(x.shape[1])[:, None], torch.arange(source.shape[1])
+    allowed = torch.ones(BATCH, HEADS, x.shape[1], source.shape[1], dtype=torch.bool)
+    if layer.causal:
+        allowed &= j <= i + source.shape[1] - x.shape[1]
+    if mask is not None:
+        allowed &= mask if mask.dtype == torch.bool else mask > -torch.inf
+        if mask.dtype != torch.bool:
+            scores = scores + mask.clamp(min=-1e9)
+    if design.selfmask:
+        alone = ~(allowed & (i != j)).any(-1, keepdim=True)
+        allowed &= (i != j) | alone
+    weights = torch.where(allowed, (scores - scores.amax(-1, keepdim=True)).exp(), 0.0)
+    weights = weights / weights.sum(-1, keepdim=True).clamp(min=1e-300)
+    out = torch.einsum("bhqs,bhsk,hkd->bqd", weights, v, w.W_O)
+    return out if w.b_O is None else out + w.b_O
+
+
+def turned(x):
+    half = x.shape[-1] // 2
+    angle = torch.outer(torch.arange(x.shape[-2]).double(), 10000.0 ** (-torch.arange(half).double() / half))
+    z = torch.complex(x[..., :half], x[..., half:]) * torch.polar(torch.ones_like(angle), angle)
+    return torch.cat([z.real, z.imag], -1)
+
+
+def make(design, head_dim, setting, seed=5):
+    generator = torch.Generator().manual_seed(seed)
+    layer = SelfAttention(
+        DIM,
+        HEADS,
+        design,
+        head_dim=head_dim,
+        causal="causal" in setting or "cached" in setting,
+        rotary="rotary" in setting,
+        bias="bias" in setting,
+    ).double()
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            # gains, temperatures and biases too are drawn, so that none is left out unnoticed
+            parameter.add_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * 0.1)
+    x = torch.randn(BATCH, LENGTH, DIM, generator=generator, dtype=torch.float64, requires_grad=True)
+    inputs = {}
+    if "cross" in setting:
+        shape = (BATCH, KEYS, DIM)
+        inputs["context"] = torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True)
+    if "padding" in setting:
+        inputs["mask"] = (torch.arange(LENGTH) < torch.tensor([7, 4, 1])[:, None])[:, None, None, :]
+    if "additive" in setting:
+        mask = torch.randn(BATCH, 1, LENGTH, LENGTH, generator=generator, dtype=torch.float64)
+        mask[mask < -0.7] = -torch.inf
+        mask[0, 0, 2] = -torch.inf  # nothing left
+        mask[1, 0, 3] = -torch.inf
+        mask[1, 0, 3, 3] = 0.5  # itself alone
+        inputs["mask"] = mask
+    return layer, x, inputs, generator
+
+
+def stepwise(layer, x, sizes=(1, 1, 3, 2)):
+    cache = KVCache()
+    return torch.cat([layer(part, cache=cache) for part in x.split(sizes, 1)], 1)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("sharing", SHARINGS)
+def test_every_design_equals_the_formula_on_its_expanded_weights(sharing, setting):
+    cases = [case for case in CASES if case[0].sharing == Design.parse(sharing).sharing and case[2] == setting]
+    assert cases
+    for design, head_dim, _ in cases:
+        layer, x, inputs, generator = make(design, head_dim, setting)
+        expected = oracle(layer, x, **inputs)
+        direction = torch.randn(expected.shape, generator=generator, dtype=torch.float64)
+        leaves = [x, *layer.parameters(), *(t for t in inputs.values() if t.requires_grad)]
+        wanted = torch.autograd.grad((expected * direction).sum(), leaves, allow_unused=True)
+        ways = (
+            [stepwise(layer, x)]
+            if "cached" in setting
+            else [layer(x, **inputs), layer(x, **inputs, return_weights=True)[0]]
+        )
+        for got in ways:
+            torch.testing.assert_close(got, expected, rtol=0, atol=1e-10, msg=lambda m, d=design: f"{d}: {m}")
+            gradients = torch.autograd.grad((got * direction).sum(), leaves, allow_unused=True)
+            for gradient, reference in zip(gradients, wanted, strict=True):
+                torch.testing.assert_close(
+                    torch.zeros(()) if gradient is None else gradient,
+                    torch.zeros(()) if reference is None else reference,
+                    rtol=0, atol=1e-8, check_dtype=False, msg=lambda m, d=design: f"gradient of {d}: {m}",
+                )  # fmt: skip
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_decoding_without_gradient_equals_the_whole_at_once():
+    for design, head_dim, setting in CASES:
+        if "cached" in setting:
+            layer, x, _, _ = make(design, head_dim, setting)
+            with torch.no_grad():
+                torch.testing.assert_close(stepwise(layer, x), layer(x), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("sharing", PARTITIONS)
+def test_a_tied_weight_is_one_parameter_and_stays_one(sharing):
+    layer = SelfAttention(DIM, HEADS, sharing)
+    expected = DIM * DIM * (len(Design.parse(sharing).parts) + 1)
+    optimiser = torch.optim.AdamW(layer.parameters(), lr=0.1)
+    for _ in range(2):
+        assert sum(parameter.numel() for parameter in layer.parameters()) == expected
+        w = layer.weights()
+        for a, b in itertools.combinations("qkv", 2):
+            same = torch.equal(getattr(w, f"W_{a.upper()}"), getattr(w, f"W_{b.upper()}"))
+            assert same == layer.design.shares(a, b)
+        layer(torch.randn(BATCH, LENGTH, DIM)).square().sum().backward()
+        optimiser.step()
+
+
+@pytest.mark.parametrize("design", ["q,k,v", "q=k,v", "q=k,v+core=full", "q,k,v+cosine", "q,k=v+l2", "q=k,v+selfmask"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_lower_precision_stays_near_the_truth(design, dtype):
+    layer, x, _, _ = make(Design.parse(design), 10, "rotary causal")
+    truth = layer(x)
+    got = layer.to(dtype)(x.detach().to(dtype))
+    assert got.dtype == dtype
+    error = (got - truth).norm() / truth.norm()
+    assert error < 30 * torch.finfo(dtype).eps
+    torch.testing.assert_close(
+        got, layer(x.detach().to(dtype), return_weights=True)[0], rtol=0.1, atol=30 * torch.finfo(dtype).eps
+    )
+
+
+def test_returned_weights_are_probabilities_over_what_is_allowed():
+    layer = SelfAttention(DIM, HEADS, "q=k,v+selfmask", causal=True)
+    _, weights = layer(torch.randn(BATCH, LENGTH, DIM), return_weights=True)
+    assert weights.shape == (BATCH, HEADS, LENGTH, LENGTH)
+    torch.testing.assert_close(weights.sum(-1), torch.ones(BATCH, HEADS, LENGTH))
+    assert not weights.triu(1).any()
+    assert not weights.diagonal(dim1=-2, dim2=-1)[..., 1:].any()  # position 0 has nothing else
+    assert (weights[..., 0, 0] == 1).all()
+
+
+def test_the_same_generator_gives_the_same_weights_and_qkscale_scales_those_of_q_and_k():
+    one, other, scaled = (SelfAttention(DIM, HEADS, d) for d in ("q,k,v", "q,k,v", "q,k,v+qkscale=0.25"))
+    for layer in (one, other, scaled):
+        layer.reset_parameters(torch.Generator().manual_seed(3))
+    for name, weight in one.named_weights().items():
+        assert torch.equal(weight, other.named_weights()[name])
+        factor = 0.25 if name in ("q_proj", "k_proj") else 1.0
+        torch.testing.assert_close(factor * weight, scaled.named_weights()[name])
+
+
+@pytest.mark.parametrize("core", ["signed", "symmetric", "full"])
+def test_initial_cores(core):
+    layer = SelfAttention(256, 2, f"q=k,v+core={core}")
+    values = layer.core.detach()
+    if core == "signed":
+        assert torch.equal(values, torch.tensor([1.0, -1.0]).repeat(2, 64))
+    else:
+        assert abs(values.std() * 128**0.5 - 1) < 0.05
+        matrix = layer.layout.core_matrix(values)
+        assert torch.equal(matrix, matrix.mT) == (core == "symmetric")
+
+
+def test_dropout_acts_in_training_only_and_the_kernel_is_named():
+    layer = SelfAttention(DIM, HEADS, dropout=0.5)
+    x = torch.randn(BATCH, LENGTH, DIM)
+    assert not torch.equal(layer(x), layer(x))
+    assert layer.backend(x) == "math"
+    layer.eval()
+    assert torch.equal(layer(x), layer(x))
+    assert layer.backend(x) == "flash"
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_every_design_runs_the_fused_kernel_and_backend_names_what_runs():
+    from torch.profiler import ProfilerActivity, profile
+
+    fused, seen = "aten::_scaled_dot_product_flash_attention_for_cpu", set()
+    for design, head_dim, setting in CASES:
+        if setting in ("plain", "causal", "cross") and design not in seen:
+            layer, x, inputs, _ = make(design, head_dim, setting)
+            assert layer.backend(x, **inputs) == "flash", design
+            seen.add(design)
+            if len(seen) % 7 == 0:  # the profiler is slow: every seventh
+                with profile(activities=[ProfilerActivity.CPU]) as profiler:
+                    layer(x, **inputs)
+                assert fused in {event.key for event in profiler.key_averages()}
+    assert len(seen) > 60
+
+
+def test_backend_with_a_cache_leaves_the_cache_alone():
+    layer = SelfAttention(DIM, HEADS, "q,k=v", causal=True, rotary=True)
+    cache = KVCache()
+    with torch.no_grad():
+        layer(torch.randn(BATCH, LENGTH, DIM), cache=cache)
+    assert layer.backend(torch.randn(BATCH, 1, DIM), cache=cache) == "flash"
+    assert len(cache) == LENGTH
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"x": torch.zeros(7, 60)}, r"x must be \(batch, length, dim\) with dim 60, not \(7, 60\)"),
+        ({"x": torch.zeros(3, 7, 61)}, r"not \(3, 7, 61\)"),
+        ({"context": torch.zeros(3, 5, 59)}, "context must be"),
+        ({"context": torch.zeros(2, 5, 60)}, "one batch size, not 3 and 2"),
+        ({"context": torch.zeros(3, 5, 60), "cache": KVCache()}, "a cache is for the positions of x"),
+        ({"mask": torch.ones(3, 7, dtype=torch.bool)}, r"mask\[:, None, None, :\]"),
+        ({"mask": torch.ones(3, 5, 7, 7, dtype=torch.bool)}, r"\(batch, heads, query, key\) = \(3, 6, 7, 7\)"),
+    ],
+)
+def test_inputs_that_do_not_fit_are_refused(arguments, sentence):
+    layer = SelfAttention(DIM, HEADS)
+    with pytest.raises(ValueError, match=sentence):
+        layer(**({"x": torch.zeros(3, 7, 60)} | arguments))
+
+
+def test_selfmask_refuses_a_context_and_dropout_must_be_a_probability():
+    with pytest.raises(ValueError, match="no self to mask"):
+        SelfAttention(DIM, HEADS, "q,k,v+selfmask")(torch.zeros(3, 7, 60), context=torch.zeros(3, 5, 60))
+    with pytest.raises(ValueError, match="dropout must be a probability"):
+        SelfAttention(DIM, HEADS, dropout=1.0)
+
+
+def test_a_cache_says_what_it_cannot_hold():
+    layer = SelfAttention(DIM, HEADS, causal=True)
+    with pytest.raises(ValueError, match="limit of a cache must be positive"):
+        KVCache(limit=0)
+    cache = KVCache(limit=8)
+    with torch.no_grad():
+        layer(torch.zeros(3, 7, 60), cache=cache)
+        with pytest.raises(ValueError, match="holds 7 of at most 8 positions; 9 would be too many"):
+            layer(torch.zeros(3, 2, 60), cache=cache)
+        with pytest.raises(ValueError, match="one cache for each layer and batch"):
+            layer(torch.zeros(2, 1, 60), cache=cache)
+        layer(torch.zeros(3, 1, 60), cache=cache)
+    assert len(cache) == 8
+
+
+def test_a_step_copies_its_own_position_only():
+    layer = SelfAttention(DIM, HEADS, causal=True)
+    cache = KVCache()
+    with torch.no_grad():
+        addresses = []
+        for _ in range(100):
+            layer(torch.randn(1, 1, DIM), cache=cache)
+            addresses.append(cache._room["k"].data_ptr())
+    assert len(set(addresses)) == 2  # 64 positions, then 128
