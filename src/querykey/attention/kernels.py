@@ -47,7 +47,7 @@ def prepare(
     Queries, keys and values are padded with zeros to one size where theirs differ.
     """
     queries, keys = q.shape[-2], k.shape[-2]
-    simple = causal and queries == keys and mask is None and not selfmask
+    simple = causal and bool(queries == keys) and mask is None and not selfmask
     if not simple:
         mask = masks.combine(mask, queries, keys, causal=causal, selfmask=selfmask, device=q.device)
     if mask is not None and mask.dtype != torch.bool:
@@ -57,7 +57,7 @@ def prepare(
         if q.device.type != "cpu":
             widest = math.ceil(widest / 8) * 8  # the accelerators' kernels take multiples of eight
         q, k, v = (F.pad(tensor, (0, widest - tensor.shape[-1])) for tensor in (q, k, v))
-    return Call(q, k, v, mask, dropout, simple and queries > 1, scale, size)
+    return Call(q, k, v, mask, dropout, simple, scale, size)
 
 
 def run(call: Call) -> Tensor:
