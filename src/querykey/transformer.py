@@ -1,0 +1,179 @@
+"""A small pre-norm Transformer around the attention layer: encoder or decoder, with or without MLP and positions.
+
+x = embedding of each position's symbols (their sum) + learned positions, if any
+x = x + attention(norm(x));  x = x + mlp(norm(x))        per layer
+scores = norm(x) W_U                                     one per class
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from querykey.attention.cache import KVCache
+from querykey.attention.layer import SelfAttention, initialise
+from querykey.design import Design
+from querykey.layout import Weight
+
+Positions = Literal["none", "learned", "rotary"]
+
+
+class Block(nn.Module):
+    """Attention and, unless its width is 0, an MLP, each behind a norm and beside a residual."""
+
+    def __init__(self, attention: SelfAttention, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(dim, bias=False)
+        self.attention = attention
+        self.mlp_norm = nn.LayerNorm(dim, bias=False) if hidden else None
+        self.up = nn.Linear(dim, hidden, bias=False) if hidden else None
+        self.down = nn.Linear(hidden, dim, bias=False) if hidden else None
+
+    def forward(self, x: Tensor, mask: Tensor | None, cache: KVCache | None) -> Tensor:
+        """(batch, length, dim) to the same."""
+        x = x + self.attention(self.attention_norm(x), mask, cache=cache)
+        if self.mlp_norm is not None and self.up is not None and self.down is not None:
+            x = x + self.down(nn.functional.gelu(self.up(self.mlp_norm(x))))
+        return x
+
+
+class Transformer(nn.Module):
+    """Scores for each position of a sequence of symbols.
+
+    Args:
+        vocabulary: number of input symbols.
+        classes: number of scores per position.
+        length: the longest sequence; only learned positions need it.
+        dim, heads, design, head_dim, dropout: of the attention layers; see `SelfAttention`.
+        layers: depth.
+        mlp: hidden width of the MLP in units of `dim`; 0 for none.
+        causal: a decoder rather than an encoder.
+        positions: ``"none"``, ``"learned"`` (added to the embedding) or ``"rotary"`` (in the attention).
+        seed: of the initial values; see `initialise_from`.
+
+    Raises:
+        DesignError: if the design cannot be at these sizes.
+        ValueError: if a size is out of range.
+    """
+
+    def __init__(
+        self,
+        vocabulary: int,
+        classes: int,
+        length: int,
+        *,
+        dim: int,
+        heads: int,
+        layers: int,
+        design: Design | str = "q,k,v",
+        head_dim: int | None = None,
+        mlp: float = 4.0,
+        causal: bool = False,
+        positions: Positions = "learned",
+        dropout: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        sizes = {"vocabulary": vocabulary, "classes": classes, "length": length, "layers": layers}
+        for name, size in sizes.items():
+            if size < 1:
+                raise ValueError(f"{name} must be positive, not {size}")
+        if mlp < 0:
+            raise ValueError(f"mlp is a width in units of dim, 0 for none, not {mlp}")
+        if positions not in ("none", "learned", "rotary"):
+            raise ValueError(f"positions must be one of none, learned, rotary, not {positions!r}")
+        rotary = positions == "rotary"
+        self.length = length
+        self.embedding = nn.Embedding(vocabulary, dim)
+        self.positions = nn.Parameter(torch.empty(length, dim)) if positions == "learned" else None
+        self.blocks = nn.ModuleList(
+            Block(
+                SelfAttention(dim, heads, design, head_dim=head_dim, causal=causal, rotary=rotary, dropout=dropout),
+                dim,
+                round(mlp * dim),
+            )
+            for _ in range(layers)
+        )
+        self.norm = nn.LayerNorm(dim, bias=False)
+        self.unembedding = nn.Linear(dim, classes, bias=False)
+        initialise_from(self, seed)
+
+    def forward(
+        self,
+        inputs: Int[Tensor, "batch length features"],
+        mask: Tensor | None = None,
+        caches: Sequence[KVCache] | None = None,
+    ) -> Float[Tensor, "batch length classes"]:
+        """Scores from symbols; with `caches`, one per layer, `inputs` are the next positions.
+
+        Args:
+            inputs: (batch, length, features); the embeddings of a position's symbols are added up.
+            mask: as `SelfAttention` takes it.
+            caches: see `KVCache`.
+
+        Raises:
+            ValueError: if there are more positions than learned ones, or not one cache per layer.
+        """
+        start = len(caches[0]) if caches else 0
+        if caches is not None and len(caches) != len(self.blocks):
+            raise ValueError(f"expected one cache for each of the {len(self.blocks)} layers, got {len(caches)}")
+        x = self.embedding(inputs).sum(-2)
+        if self.positions is not None:
+            end = start + inputs.shape[1]
+            if end > self.length:
+                raise ValueError(f"the model has {self.length} learned positions; {end} would be too many")
+            x = x + self.positions[start:end]
+        for block, cache in zip(self.blocks, caches or itertools.repeat(None), strict=False):
+            x = block(x, mask, cache)
+        scores: Tensor = self.unembedding(self.norm(x))
+        return scores
+
+    @property
+    def attentions(self) -> list[SelfAttention]:
+        """The attention layer of each block."""
+        return [module for module in self.modules() if isinstance(module, SelfAttention)]
+
+
+def initialisations(model: Transformer) -> Iterator[tuple[str, Tensor, Weight]]:
+    """Every parameter of the model with a name and its initial distribution: the one table for all designs.
+
+    A shared projection goes by the name of its first role, so that `qk_proj` starts as the `q_proj` of separate
+    weights does.
+    """
+    dim = model.norm.weight.shape[0]
+
+    def normal(name: str, tensor: Tensor, scale: float) -> tuple[str, Tensor, Weight]:
+        return name, tensor, Weight(name, tuple(tensor.shape), "normal", scale)
+
+    yield normal("embedding", model.embedding.weight, 1.0)
+    if model.positions is not None:
+        yield normal("positions", model.positions, 1.0)
+    for number, block in enumerate(model.blocks):
+        assert isinstance(block, Block)
+        tensors = block.attention.named_weights()
+        for weight in block.attention.layout.weights:
+            role, underscore, rest = weight.name.partition("_proj")
+            common = role[0] + underscore + rest if underscore else role
+            yield f"blocks.{number}.{common}", tensors[weight.name], weight
+        if block.up is not None and block.down is not None:
+            hidden = block.up.weight.shape[0]
+            yield normal(f"blocks.{number}.up", block.up.weight, dim**-0.5)
+            yield normal(f"blocks.{number}.down", block.down.weight, hidden**-0.5)
+    yield normal("unembedding", model.unembedding.weight, dim**-0.5)
+
+
+@torch.no_grad()
+def initialise_from(model: Transformer, seed: int) -> None:
+    """Draw every parameter from a generator of its own, seeded by (seed, name); norms start at 1.
+
+    So two designs start equal in all that they have in common, in whatever order their parameters are made.
+    """
+    for name, tensor, weight in initialisations(model):
+        digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
+        initialise(tensor, weight, torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1))
