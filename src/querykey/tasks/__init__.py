@@ -1,1 +1,80 @@
-"""The tasks that designs are compared on."""
+"""The tasks that designs are compared on.
+
+`TASKS` names them, `make_task("cycle", length=24)` makes one.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from difflib import get_close_matches
+from typing import Any
+
+from querykey.tasks.brackets import Dyck
+from querykey.tasks.ceiling import Ceiling, argmax_ceiling
+from querykey.tasks.recall import Induction, Recall
+from querykey.tasks.relations import Cycle, Relation, Shift, Swap
+from querykey.tasks.sequences import Copy, Histogram, Reverse, Sort, Sub
+from querykey.tasks.task import Examples, Positions, Split, Task
+from querykey.tasks.text import Corpus, Text
+
+__all__ = [
+    "TASKS",
+    "Ceiling",
+    "Copy",
+    "Corpus",
+    "Cycle",
+    "Dyck",
+    "Examples",
+    "Histogram",
+    "Induction",
+    "Positions",
+    "Recall",
+    "Relation",
+    "Reverse",
+    "Shift",
+    "Sort",
+    "Split",
+    "Sub",
+    "Swap",
+    "Task",
+    "Text",
+    "argmax_ceiling",
+    "make_task",
+]
+
+TASKS: dict[str, Callable[..., Task]] = {
+    "cycle": Cycle,
+    "swap": Swap,
+    "shift": Shift,
+    "induction": Induction,
+    "text": Text.read,
+    "relation": Relation,
+    "reverse": Reverse,
+    "sort": Sort,
+    "histogram": Histogram,
+    "copy": Copy,
+    "sub": Sub,
+    "recall": Recall,
+    "dyck": Dyck,
+}
+
+
+def make_task(name: str, **options: Any) -> Task:
+    """The task of that name; options are its constructor's, as in `make_task("shift", positions="learned")`.
+
+    Raises ValueError for an unknown name or option, listing the known ones, and for sizes that the task refuses.
+    """
+    if name not in TASKS:
+        raise ValueError(_unknown("task", name, list(TASKS)))
+    known = list(inspect.signature(TASKS[name]).parameters)
+    for option in options:
+        if option not in known:
+            raise ValueError(_unknown(f"option of task {name}", option, known))
+    return TASKS[name](**options)
+
+
+def _unknown(kind: str, given: str, known: list[str]) -> str:
+    nearest = get_close_matches(given, known, n=1)
+    hint = f" (did you mean {nearest[0]!r}?)" if nearest else ""
+    return f"unknown {kind} {given!r}{hint}; known are {', '.join(known)}"

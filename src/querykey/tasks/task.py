@@ -6,6 +6,7 @@ A position of the input holds one or more symbols (`features`), whose embeddings
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -88,3 +89,35 @@ class Task(Protocol):
     def sample(self, count: int, generator: torch.Generator, split: Split = "train") -> Examples:
         """`count` examples, drawn from `generator` alone."""
         ...
+
+
+def check_size(task: str, field: str, value: int, least: int, most: int | None = None) -> None:
+    """Refuse, by ValueError, a size that is no whole number in [least, most]."""
+    bounds = f"at least {least}" if most is None else f"from {least} to {most}"
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if not whole or value < least or (most is not None and value > most):
+        raise ValueError(f"{task}: {field} must be a whole number {bounds}, got {value!r}")
+
+
+def check_choice(task: str, field: str, value: str, known: Sequence[str]) -> None:
+    """Refuse, by ValueError, a value that is not one of the known ones."""
+    if value not in known:
+        raise ValueError(f"{task}: {field} must be one of {', '.join(known)}; got {value!r}")
+
+
+def permutations(count: int, of: int, generator: torch.Generator) -> Int[Tensor, "count of"]:
+    """`count` random orders of 0 .. of-1."""
+    return torch.rand(count, of, generator=generator).argsort(dim=1)
+
+
+def distinct(count: int, number: int, of: int, generator: torch.Generator) -> Int[Tensor, "count number"]:
+    """`count` rows of `number` distinct symbols from [0, of), every ordered choice equally likely.
+
+    Floyd's sampling (Bentley and Floyd 1987): time and memory grow with `number`, not with `of`.
+    """
+    chosen = torch.full((count, number), -1)
+    for column, newest in enumerate(range(of - number, of)):
+        drawn = torch.randint(newest + 1, (count, 1), generator=generator)
+        taken = (chosen[:, :column] == drawn).any(dim=1)
+        chosen[:, column] = torch.where(taken, newest, drawn[:, 0])
+    return chosen.gather(1, permutations(count, number, generator))  # the draws themselves are not in random order

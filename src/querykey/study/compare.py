@@ -1,0 +1,165 @@
+"""`querykey.compare`: train what a plan asks for and is not there yet, then read what was found."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from querykey.design import Design
+from querykey.study import engines, result
+from querykey.study.plan import Cell, Plan, PlanError, Setting, choose_task, load_plan
+from querykey.study.records import Declared, Records, Study
+from querykey.study.training import Outcome
+from querykey.tasks import Task
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One step of a running study: the cell that has just come, and how many there are."""
+
+    study: Study
+    done: int
+    total: int
+    cell: Cell
+    outcome: Outcome
+
+
+def compare(
+    plan: str | Path | Plan = "why",
+    *,
+    tasks: Sequence[str] | None = None,
+    designs: Sequence[str | Design] | None = None,
+    text: Sequence[str | Path] | None = None,
+    seeds: int | None = None,
+    out: str | Path | None = None,
+    workers: int | None = None,
+    device: str = "auto",
+    watch: Callable[[Progress], None] | None = None,
+    **setting: Any,
+) -> result.Result:
+    """Train designs × tasks × seeds, paired, and compare them.
+
+    Cells that are under `out` already are not trained again, so that a run which was stopped goes on where it was.
+
+    Args:
+        plan: the name of a plan that ships with querykey, a plan file, or a `Plan`.
+        tasks: names of tasks instead of the plan's.
+        designs: designs instead of the plan's; the first is the baseline.
+        text: files, folders or globs for the task ``text``, instead of Python's standard library.
+        seeds: number of paired seeds instead of the plan's.
+        out: the folder of the records; ``runs/NAME`` when not given.
+        workers: processes; one per core when not given.
+        device: "auto", or any that torch knows.
+        watch: called after each cell.
+        setting: fields of `Setting`, such as ``steps=100`` or ``dim=128``, for all tasks.
+
+    Raises:
+        ValueError: if the plan, a design, a task, the text or the records cannot be used.
+        EngineError: if workers are lost again and again.
+    """
+    asked = adjust(plan if isinstance(plan, Plan) else load_plan(plan), tasks, designs, text, seeds, setting)
+    device = _device(device)
+    made = asked.make_tasks()
+    cells = asked.cells(made, device)
+    with Records(out or Path("runs") / asked.name, create=True) as records, records.lock():
+        study = describe(asked, made, cells)
+        records.keep_study(study)
+        _train_missing(records, study, cells, workers or (engines.cores() if device == "cpu" else 1), watch)
+        return result.read(records.folder)
+
+
+def adjust(
+    plan: Plan,
+    tasks: Sequence[str] | None = None,
+    designs: Sequence[str | Design] | None = None,
+    text: Sequence[str | Path] | None = None,
+    seeds: int | None = None,
+    setting: dict[str, Any] | None = None,
+) -> Plan:
+    """A plan with some of it replaced; arguments as in `compare`.
+
+    Raises:
+        ValueError: if what replaces it cannot be.
+    """
+    choices = {choice.name: choice for choice in plan.tasks}
+    if tasks is not None:
+        choices = {name: choices.get(name) or choose_task(name, {}, {}) for name in tasks}
+        if len(choices) < len(tasks):
+            raise PlanError(f"each task can be named once, not {' '.join(tasks)}")
+    if text is not None:
+        if "text" not in choices:
+            raise PlanError(f"a text is given, but text is not among the tasks: {', '.join(choices)}")
+        options = {**choices["text"].options, "paths": [str(path) for path in text]}
+        choices["text"] = dataclasses.replace(choices["text"], options=options)
+    known = [field.name for field in dataclasses.fields(Setting)]
+    for name in setting or {}:
+        if name not in known:
+            raise PlanError(f"unknown setting {name!r}; the settings are {', '.join(known)}")
+    try:
+        replaced = [
+            dataclasses.replace(choice, setting=dataclasses.replace(choice.setting, **(setting or {})))
+            for choice in choices.values()
+        ]
+    except TypeError as error:
+        raise PlanError(f"a setting has the wrong type: {error}") from None
+    return dataclasses.replace(
+        plan,
+        tasks=tuple(replaced),
+        designs=plan.designs if designs is None else tuple(Design.parse(design) for design in designs),
+        seeds=plan.seeds if seeds is None else seeds,
+    )
+
+
+def describe(plan: Plan, tasks: dict[str, Task], cells: Sequence[Cell]) -> Study:
+    """The plan in plain values, for the records."""
+    facts = {
+        choice.name: {
+            "metric": tasks[choice.name].metric,
+            "chance": tasks[choice.name].chance,
+            "best": tasks[choice.name].best,
+            "length": tasks[choice.name].length,
+            "margin": choice.margin,
+        }
+        for choice in plan.tasks
+    }
+    declared = [Declared(cell.key, cell.task.name, str(cell.design), cell.seed) for cell in cells]
+    return Study(plan.name, plan.question, [*map(str, plan.designs)], facts, plan.seeds, declared)
+
+
+def _train_missing(
+    records: Records,
+    study: Study,
+    cells: Sequence[Cell],
+    workers: int,
+    watch: Callable[[Progress], None] | None,
+) -> None:
+    finished = records.finished()
+    left = [cell for cell in cells if cell.key not in finished]
+    # the weights of the first seed are kept, for the report and for whoever opens the run later
+    work = [(cell, records.weights_of(cell) if cell.seed == 0 else None) for cell in left]
+    done = len(cells) - len(left)
+    for cell, outcome in engines.run_local(work, workers):
+        records.add(cell, outcome)
+        done += 1
+        if watch is not None:
+            watch(Progress(study, done, len(cells), cell, outcome))
+
+
+def _device(name: str) -> str:
+    """The device to train on.
+
+    Raises:
+        PlanError: if torch does not know it, or it is not there.
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise PlanError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from None
+    return name

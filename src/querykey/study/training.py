@@ -1,0 +1,210 @@
+"""One cell: train a model, and report what it scored.
+
+For one seed every design sees the same data in the same order, and starts from the same values in all that it has in
+common with the others. Choices are made on validation, what is reported is the score on test: three sets.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from querykey.design import Design
+from querykey.study.plan import Cell, Setting
+from querykey.tasks import Examples, Task, make_task
+from querykey.transformer import Transformer
+
+CHUNK = 64  # steps whose examples are made at once
+VALIDATION, TEST = 512, 1024  # examples
+SCORED_AT_ONCE = 256
+EXAMPLE = "example"  # the name of the example among the kept weights
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a cell gave. `metrics` is empty where training diverged.
+
+    `curve` has the lists ``step``, ``loss`` (mean training loss in nats since the last point) and ``validation`` (in
+    the task's metric). `metrics` has ``test`` and ``validation``, and ``test@LEVEL`` for tasks with levels.
+    """
+
+    status: str
+    metrics: dict[str, float] = field(default_factory=dict)
+    curve: dict[str, list[float]] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+def train(cell: Cell, weights: Path | None = None) -> Outcome:
+    """Train one cell, and keep its weights in the safetensors file `weights` if one is given.
+
+    Training whose loss is no longer finite ends with status ``"diverged"``; else it is ``"finished"``.
+
+    Raises:
+        ValueError: if the text is not the one that the cell was planned with.
+    """
+    started = time.perf_counter()
+    task = _make_task(cell.task.name, json.dumps(dict(cell.task.options)))
+    found = getattr(task, "data_hash", None)
+    if found != cell.data_hash:
+        raise ValueError("the text has changed since the study began; start again, with another --out or the old text")
+    setting, device = cell.task.setting, torch.device(cell.device)
+    model = build(cell, task).to(device)
+    validation = _to(task.sample(VALIDATION, generator(task.name, cell.seed, "validation"), "validation"), device)
+    curve: dict[str, list[float]] = {"step": [], "loss": [], "validation": []}
+    optimiser = torch.optim.AdamW(
+        model.parameters(), lr=setting.lr, weight_decay=setting.weight_decay, betas=(0.9, 0.98), fused=True
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: learning_rate(step, setting))
+    losses: list[Tensor] = []
+    marks = {round((n + 1) * setting.steps / setting.evaluations) for n in range(setting.evaluations)}
+    for step, examples in enumerate(_batches(task, setting, cell.seed, device), start=1):
+        loss = _loss(model, examples)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+        losses.append(loss.detach())
+        if step in marks:
+            mean = float(torch.stack(losses).mean())
+            if not math.isfinite(mean):
+                return Outcome("diverged", {}, curve, time.perf_counter() - started)
+            curve["step"].append(step)
+            curve["loss"].append(mean)
+            curve["validation"].append(score(model, task, validation)[""])
+            losses.clear()
+    test = _to(task.sample(TEST, generator(task.name, cell.seed, "test"), "test"), device)
+    metrics = {f"test{level}": value for level, value in score(model, task, test).items()}
+    metrics["validation"] = curve["validation"][-1]
+    if weights is not None:
+        _save(model, cell, task, test.inputs[:1], weights)
+    status = "finished" if all(map(math.isfinite, metrics.values())) else "diverged"
+    return Outcome(status, metrics if status == "finished" else {}, curve, time.perf_counter() - started)
+
+
+def build(cell: Cell, task: Task) -> Transformer:
+    """The untrained model of a cell."""
+    return _build(task.vocabulary, task.classes, task.length, task.causal, cell.task.setting, cell.design, cell.seed)
+
+
+def load(weights: Path) -> tuple[Transformer, Tensor]:
+    """The trained model that `train` kept in this file, and the inputs (1, length, features) of an example."""
+    from safetensors import safe_open
+
+    with safe_open(weights, "pt") as file:
+        stored = json.loads(file.metadata()["model"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+    example = tensors.pop(EXAMPLE)
+    setting, design = Setting(**stored.pop("setting")), Design.parse(stored.pop("design"))
+    model = _build(**stored, setting=setting, design=design)
+    model.load_state_dict(tensors)
+    return model.eval(), example
+
+
+@torch.no_grad()
+def score(model: Transformer, task: Task, examples: Examples) -> dict[str, float]:
+    """The task's metric under the key ``""``, and under ``"@LEVEL"`` for each level that the examples have."""
+    model.eval()
+    losses, hits = [], []
+    for part in _parts(examples, SCORED_AT_ONCE):
+        logits = model(part.inputs)[part.counted]
+        targets = part.targets[part.counted]
+        losses.append(F.cross_entropy(logits, targets, reduction="none"))
+        hits.append((logits.argmax(-1) == targets).double())
+    model.train()
+    values = torch.cat(hits) if task.metric == "accuracy" else torch.cat(losses).double() / math.log(2)
+    found = {"": float(values.mean())}
+    if examples.level is not None:
+        levels = examples.level[examples.counted]
+        for level in levels.unique().tolist():
+            found[f"@{level}"] = float(values[levels == level].mean())
+    return found
+
+
+def learning_rate(step: int, setting: Setting) -> float:
+    """Share of the peak rate before a step, counted from 0: up over the warm-up, then down to 0, in straight lines."""
+    warmup = max(1, round(setting.warmup * setting.steps))
+    if step < warmup:
+        return (step + 1) / warmup
+    return max(0.0, (setting.steps - step) / max(1, setting.steps - warmup))
+
+
+def generator(task: str, seed: int, use: str) -> torch.Generator:
+    """Randomness for one use of one seed of one task, the same for every design."""
+    digest = hashlib.sha256(f"{task} {seed} {use}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+@lru_cache(maxsize=4)
+def _make_task(name: str, options: str) -> Task:
+    return make_task(name, **json.loads(options))
+
+
+def _batches(task: Task, setting: Setting, seed: int, device: torch.device) -> Iterator[Examples]:
+    source = generator(task.name, seed, "train")
+    for start in range(0, setting.steps, CHUNK):
+        count = min(CHUNK, setting.steps - start)
+        yield from _parts(_to(task.sample(count * setting.batch, source, "train"), device), setting.batch)
+
+
+def _parts(examples: Examples, size: int) -> Iterator[Examples]:
+    for start in range(0, len(examples.inputs), size):
+        stop = start + size
+        yield _each(examples, lambda column: column[start:stop])  # noqa: B023 - called before the next round
+
+
+def _to(examples: Examples, device: torch.device) -> Examples:
+    return _each(examples, lambda column: column.to(device))
+
+
+def _each(examples: Examples, change: Callable[[Tensor], Tensor]) -> Examples:
+    inputs, targets, counted, level = examples
+    return Examples(change(inputs), change(targets), change(counted), None if level is None else change(level))
+
+
+def _loss(model: Transformer, examples: Examples) -> Tensor:
+    """Mean cross-entropy in nats over what counts."""
+    targets = examples.targets.masked_fill(~examples.counted, -100)
+    return F.cross_entropy(model(examples.inputs).flatten(0, 1), targets.flatten(), ignore_index=-100)
+
+
+def _build(
+    vocabulary: int, classes: int, length: int, causal: bool, setting: Setting, design: Design, seed: int = 0
+) -> Transformer:
+    return Transformer(
+        vocabulary,
+        classes,
+        length,
+        dim=setting.dim,
+        heads=setting.heads,
+        layers=setting.layers,
+        design=design,
+        head_dim=setting.head_dim,
+        mlp=setting.mlp,
+        causal=causal,
+        positions=setting.positions or "none",
+        dropout=setting.dropout,
+        seed=seed,
+    )
+
+
+def _save(model: Transformer, cell: Cell, task: Task, example: Tensor, path: Path) -> None:
+    """Weights and an example to look at; whole or not at all: a killed run leaves no torn file under this name."""
+    from safetensors.torch import save_file
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    shape = {name: getattr(task, name) for name in ("vocabulary", "classes", "length", "causal")}
+    kept = shape | {"setting": asdict(cell.task.setting), "design": str(cell.design)}
+    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()} | {EXAMPLE: example}
+    save_file(tensors, partial, metadata={"model": json.dumps(kept), "task": cell.task.name})
+    partial.replace(path)
