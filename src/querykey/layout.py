@@ -101,7 +101,7 @@ class Layout:
 
     @property
     def weights(self) -> tuple[Weight, ...]:
-        """Every learned tensor; a projection has shape (heads × head size, dim), as `torch.nn.functional.linear` wants."""
+        """Every learned tensor; a projection has shape (heads × head size, dim), as `nn.functional.linear` wants."""
         reads = self.reads
         found = []
         for name, (heads, size) in self.projections.items():
