@@ -4,7 +4,8 @@ import pytest
 import torch
 from jaxtyping import config, install_import_hook
 
-install_import_hook("querykey", "beartype.beartype")
+# An int is a float to Python's type checkers (PEP 484), and so here.
+install_import_hook("querykey", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
 torch.set_num_threads(2)
 

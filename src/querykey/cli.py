@@ -219,12 +219,11 @@ def _print_costs(rows: list[dict[str, Any]], chosen: argparse.Namespace) -> None
     )
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("design", no_wrap=True)
-    for name in ("kv heads", "parameters", "FLOPs", "cache B/token"):
-        table.add_column(name, justify="right", no_wrap=name != "kv heads")
+    for name in ("parameters", "FLOPs", "cache B/token"):
+        table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(
             row["design"],
-            str(row["kv_heads"]),
             *(
                 f"{_short(row[name])} {row[f'{name}_ratio']:5.2f}×"
                 for name in ("parameters", "flops", "cache_bytes_per_token")

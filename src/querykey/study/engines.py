@@ -58,7 +58,8 @@ def _run_pool(work: Sequence[Work], workers: int) -> Iterator[tuple[Cell, Outcom
         "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     )
     if context.get_start_method() == "forkserver":
-        context.set_forkserver_preload([__name__])  # torch is imported once, not by each worker
+        # What is imported once need not be by each worker: torch, and what its first optimiser step would load.
+        context.set_forkserver_preload([__name__, "torch._dynamo"])
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_one_thread) as pool:
         waiting = iter(work)
         running: dict[Future[Outcome], Cell] = {}

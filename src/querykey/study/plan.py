@@ -67,6 +67,8 @@ class Setting:
             _check(name, getattr(self, name) >= 0, "0 or more", getattr(self, name))
         for name in ("dropout", "warmup"):
             _check(name, 0 <= getattr(self, name) < 1, "from 0 to below 1", getattr(self, name))
+        for name in ("mlp", "dropout", "lr", "weight_decay", "warmup"):
+            object.__setattr__(self, name, float(getattr(self, name)))  # 0 and 0.0 are one setting, with one key
         known = (None, "none", "learned", "rotary")
         _check("positions", self.positions in known, "one of none, learned, rotary", self.positions)
 

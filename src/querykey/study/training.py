@@ -199,6 +199,7 @@ def _build(
 
 def _save(model: Transformer, cell: Cell, task: Task, example: Tensor, path: Path) -> None:
     """Weights and an example to look at; whole or not at all: a killed run leaves no torn file under this name."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -206,5 +207,8 @@ def _save(model: Transformer, cell: Cell, task: Task, example: Tensor, path: Pat
     shape = {name: getattr(task, name) for name in ("vocabulary", "classes", "length", "causal")}
     kept = shape | {"setting": asdict(cell.task.setting), "design": str(cell.design)}
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()} | {EXAMPLE: example}
-    save_file(tensors, partial, metadata={"model": json.dumps(kept), "task": cell.task.name})
+    try:
+        save_file(tensors, partial, metadata={"model": json.dumps(kept), "task": cell.task.name})
+    except SafetensorError as error:
+        raise OSError(f"the weights cannot be written to {partial}: {error}") from None
     partial.replace(path)

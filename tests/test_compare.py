@@ -1,0 +1,204 @@
+"""Whole studies: the same records whatever the workers, and nothing lost when they are killed."""
+
+import json
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+
+import psutil
+import pytest
+
+import querykey
+from querykey.study.plan import from_mapping
+from querykey.study.records import Records, RecordsError
+
+TABLE = {
+    "designs": ["q,k,v", "q=k,v"],
+    "model": {"layers": 1, "dim": 12, "heads": 2, "mlp": 0, "steps": 25, "batch": 4, "evaluations": 2},
+    "tasks": {"cycle": {"length": 6}, "induction": {}},
+    "seeds": 6,
+}
+TOML = """
+designs = ["q,k,v", "q=k,v"]
+seeds = 6
+[model]
+layers = 1
+dim = 12
+heads = 2
+mlp = 0
+steps = 25
+batch = 4
+evaluations = 2
+[tasks.cycle]
+length = 6
+[tasks.induction]
+"""
+
+
+def lasting(folder):
+    """What must be the same for the same command: not the time, nor what the machine was doing."""
+    with Records(folder) as records:
+        frame = records.cells()
+        assert len(frame) == len(set(frame["key"]))
+        return {
+            row["key"]: (
+                row["task"],
+                row["design"],
+                row["seed"],
+                row["status"],
+                row["metrics"],
+                row["curve"],
+                row["config"],
+            )
+            for row in frame.to_dict("records")
+        }
+
+
+def run(folder, plan, **options):
+    flags = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    command = [sys.executable, "-m", "querykey.cli", "compare", str(plan), "--out", str(folder), *flags]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    result = querykey.compare(from_mapping(TABLE, "small"), out=folder, workers=1)
+    return folder, lasting(folder), result
+
+
+def test_a_result_has_its_cells_and_its_summary(undisturbed):
+    _, records, result = undisturbed
+    assert len(result.cells) == len(records) == 24
+    assert result.cells["key"].is_unique
+    assert {"metrics.test", "metrics.validation", "config.steps", "origin.torch", "origin.machine.cores"} <= set(result.cells)
+    assert list(result.summary["task"]) == ["cycle", "induction"]
+    assert set(result.summary["design"]) == {"q=k,v"}
+    assert result.missing == 0
+    assert len(result.answer()) >= 1
+
+
+def test_the_weights_of_the_first_seed_are_kept(undisturbed):
+    folder, *_ = undisturbed
+    assert len(list((folder / "weights").glob("*.safetensors"))) == 4
+
+
+def test_any_number_of_workers_gives_the_same_records(undisturbed, tmp_path):
+    querykey.compare(from_mapping(TABLE, "small"), out=tmp_path, workers=3)
+    assert lasting(tmp_path) == undisturbed[1]
+
+
+def test_the_same_command_again_trains_only_what_is_missing(undisturbed, tmp_path):
+    steps = []
+    few = from_mapping(TABLE | {"seeds": 1}, "small")
+    querykey.compare(few, out=tmp_path, workers=2, watch=steps.append)
+    assert [step.done for step in steps] == [1, 2, 3, 4]
+    steps.clear()
+    result = querykey.compare(from_mapping(TABLE | {"seeds": 2}, "small"), out=tmp_path, workers=2, watch=steps.append)
+    assert [step.done for step in steps] == [5, 6, 7, 8]
+    assert len(result.cells) == 8
+    steps.clear()
+    again = querykey.compare(few, out=tmp_path, workers=2, watch=steps.append)
+    assert not steps
+    assert len(again.cells) == 4  # the study asked last, not all that lies there
+    assert lasting(tmp_path).items() <= undisturbed[1].items()
+
+
+def test_cells_of_a_killed_worker_are_run_again(undisturbed, tmp_path):
+    killed = []
+
+    def kill_one(step):
+        if step.done in (3, 9):
+            workers = [
+                p for p in psutil.Process().children(recursive=True) if not p.children() and p.cpu_times().user > 0
+            ]
+            victim = max(workers, key=lambda process: process.create_time())
+            victim.kill()
+            killed.append(victim.pid)
+
+    querykey.compare(from_mapping(TABLE, "small"), out=tmp_path, workers=2, watch=kill_one)
+    assert len(killed) == 2
+    assert lasting(tmp_path) == undisturbed[1]
+
+
+def test_a_run_that_is_killed_at_any_moment_resumes(undisturbed, tmp_path):
+    plan, out, moments = tmp_path / "small.toml", tmp_path / "out", random.Random(7)
+    plan.write_text(TOML)
+    lived = []
+    for _ in range(10):
+        process = run(out, plan, workers=2)
+        before, started = count(out), time.monotonic()
+        anywhere = moments.random() < 0.3  # else soon after a cell has come, while others are being written
+        while not anywhere and process.poll() is None and count(out) == before and time.monotonic() - started < 30:
+            time.sleep(0.01)
+        time.sleep(moments.uniform(0.0, 3.0) if anywhere else moments.uniform(0.0, 0.2))
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            lived.append(count(out))
+        process.communicate()
+    assert len(lived) >= 5
+    last = run(out, plan, workers=2)
+    _, stderr = last.communicate(timeout=120)
+    assert last.returncode == 0, stderr
+    assert lasting(out) == undisturbed[1]
+    assert not list((out / "weights").glob("*.partial"))
+
+
+def count(folder):
+    try:
+        with sqlite3.connect(f"file:{folder}/records.sqlite?mode=ro", uri=True, timeout=0) as database:
+            return database.execute("select count(*) from cells").fetchone()[0]
+    except sqlite3.Error:
+        return 0
+
+
+def test_two_runs_do_not_write_to_one_folder_at_once(tmp_path):
+    with Records(tmp_path, create=True) as records, records.lock():
+        failures = []
+
+        def second():
+            try:
+                querykey.compare(from_mapping(TABLE, "small"), out=tmp_path)
+            except RecordsError as error:
+                failures.append(str(error))
+
+        thread = threading.Thread(target=second)
+        thread.start()
+        thread.join()
+    assert "another run is writing to" in failures[0]
+
+
+def test_a_diverged_cell_is_recorded_and_the_rest_goes_on(tmp_path):
+    plan = from_mapping(TABLE | {"model": TABLE["model"] | {"lr": 1e30}, "seeds": 2}, "wild")
+    result = querykey.compare(plan, out=tmp_path, workers=1)
+    assert len(result.diverged) == len(result.cells) == 8
+    assert (result.summary["diverged"] == 2).all()
+
+
+def test_databases_of_others_are_refused(tmp_path):
+    with pytest.raises(RecordsError, match="there are no records under"):
+        Records(tmp_path / "nothing")
+    Records(tmp_path / "old", create=True).close()
+    with sqlite3.connect(tmp_path / "old" / "records.sqlite") as database:
+        database.execute("pragma user_version = 99")
+    with pytest.raises(RecordsError, match="has layout 99, made by another version"):
+        Records(tmp_path / "old")
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn" / "records.sqlite").write_bytes(b"SQLite format 3\0" + b"torn" * 500)
+    with pytest.raises(RecordsError, match="cannot be used"):
+        Records(tmp_path / "torn")
+    with Records(tmp_path / "empty", create=True) as records, pytest.raises(RecordsError, match="holds no study yet"):
+        records.last_study()
+
+
+def test_what_is_stored_is_strict_json(undisturbed):
+    folder, *_ = undisturbed
+    with sqlite3.connect(folder / "records.sqlite") as database:
+        for row in database.execute("select config, metrics, curve, origin from cells"):
+            for text in row:
+                json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
