@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 
 from querykey.study.compare import adjust
-from querykey.study.plan import Plan, PlanError, from_mapping, load_plan
+from querykey.study.plan import Plan, from_mapping, load_plan
+from querykey.study.setting import PlanError
 
 SMALL = {"designs": ["q,k,v", "q=k,v"], "tasks": {"cycle": {"length": 6, "steps": 5}}}
 
@@ -41,7 +42,7 @@ def test_files_in_toml_and_python_give_plans(tmp_path):
         ({"designs": ["q,k,v", "v,k,q"]}, "each named once, not q,k,v more than once"),
         ({"designs": ["q=k"]}, "v is named 0 times"),
         ({"seeds": 0}, "seeds must be at least 1, not 0"),
-        ({"tasks": {"cycel": {}}}, "unknown task 'cycel' .did you mean 'cycle'"),
+        ({"tasks": {"cycel": {}}}, r"unknown task 'cycel' .did you mean 'cycle'"),
         ({"tasks": {"cycle": {"step": 5}}}, r"\[tasks.cycle\] has the unknown key 'step' .did you mean 'steps'"),
         ({"tasks": {"cycle": {"steps": 0}}}, "steps must be at least 1"),
         ({"tasks": {"cycle": {"steps": "many"}}}, "wrong type"),
@@ -57,7 +58,7 @@ def test_plans_that_cannot_be_are_refused_with_a_sentence(change, sentence):
 
 
 def test_files_that_are_no_plans(tmp_path):
-    with pytest.raises(PlanError, match="there is no plan 'wy'; the plans that ship with querykey are .*why"):
+    with pytest.raises(PlanError, match=r"there is no plan 'wy'; the plans that ship with querykey are .*why"):
         load_plan("wy")
     for name, text, sentence in [
         ("a.toml", "designs = [", "is not TOML"),

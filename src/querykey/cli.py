@@ -70,6 +70,7 @@ def _add_compare(commands: Any) -> None:
     )
     parser.add_argument("--text", nargs="+", metavar="PATH", help="files, folders or globs for the task text")
     parser.add_argument("--seeds", type=int, metavar="N", help="paired seeds")
+    parser.add_argument("--match", choices=("width", "parameters", "flops"), help="what is equal for all designs")
     parser.add_argument("--out", metavar="DIR", help="folder of the records and the report (default: runs/PLAN)")
     parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core)")
     parser.add_argument("--device", metavar="NAME", help="auto (default), cpu, cuda, ...")

@@ -12,8 +12,10 @@ import torch
 
 from querykey.design import Design
 from querykey.study import engines, result
-from querykey.study.plan import Cell, Plan, PlanError, Setting, choose_task, load_plan
+from querykey.study.matching import Match
+from querykey.study.plan import Cell, Plan, choose_task, load_plan
 from querykey.study.records import Declared, Records, Study
+from querykey.study.setting import PlanError, Setting
 from querykey.study.training import Outcome
 from querykey.tasks import Task
 
@@ -36,6 +38,7 @@ def compare(
     designs: Sequence[str | Design] | None = None,
     text: Sequence[str | Path] | None = None,
     seeds: int | None = None,
+    match: Match | None = None,
     out: str | Path | None = None,
     workers: int | None = None,
     device: str = "auto",
@@ -52,6 +55,7 @@ def compare(
         designs: designs instead of the plan's; the first is the baseline.
         text: files, folders or globs for the task ``text``, instead of Python's standard library.
         seeds: number of paired seeds instead of the plan's.
+        match: what is equal for all designs instead of the plan's: "width", "parameters" or "flops".
         out: the folder of the records; ``runs/NAME`` when not given.
         workers: processes; one per core when not given.
         device: "auto", or any that torch knows.
@@ -62,7 +66,9 @@ def compare(
         ValueError: if the plan, a design, a task, the text or the records cannot be used.
         EngineError: if workers are lost again and again.
     """
-    asked = adjust(plan if isinstance(plan, Plan) else load_plan(plan), tasks, designs, text, seeds, setting)
+    if workers is not None and workers < 1:
+        raise PlanError(f"workers must be at least 1, not {workers}")
+    asked = adjust(plan if isinstance(plan, Plan) else load_plan(plan), tasks, designs, text, seeds, match, setting)
     device = _device(device)
     made = asked.make_tasks()
     cells = asked.cells(made, device)
@@ -79,6 +85,7 @@ def adjust(
     designs: Sequence[str | Design] | None = None,
     text: Sequence[str | Path] | None = None,
     seeds: int | None = None,
+    match: Match | None = None,
     setting: dict[str, Any] | None = None,
 ) -> Plan:
     """A plan with some of it replaced; arguments as in `compare`.
@@ -112,6 +119,7 @@ def adjust(
         tasks=tuple(replaced),
         designs=plan.designs if designs is None else tuple(Design.parse(design) for design in designs),
         seeds=plan.seeds if seeds is None else seeds,
+        match=plan.match if match is None else match,
     )
 
 
@@ -128,7 +136,7 @@ def describe(plan: Plan, tasks: dict[str, Task], cells: Sequence[Cell]) -> Study
         for choice in plan.tasks
     }
     declared = [Declared(cell.key, cell.task.name, str(cell.design), cell.seed) for cell in cells]
-    return Study(plan.name, plan.question, [*map(str, plan.designs)], facts, plan.seeds, declared)
+    return Study(plan.name, plan.question, [*map(str, plan.designs)], facts, plan.seeds, declared, plan.match)
 
 
 def _train_missing(

@@ -20,65 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from querykey.design import Design
-from querykey.layout import Layout
-from querykey.tasks import TASKS, Positions, Task, make_task
-
-
-class PlanError(ValueError):
-    """A plan that cannot be read or run."""
-
-
-@dataclass(frozen=True)
-class Setting:
-    """The size of a cell's model, and how it is trained.
-
-    Args:
-        layers, dim, heads, head_dim: of the Transformer.
-        mlp: width of its MLP in units of `dim`; 0 for none.
-        positions: "none", "learned" or "rotary"; None for what the task asks for.
-        dropout: of the attention weights.
-        steps: optimiser steps.
-        batch: examples per step.
-        lr: peak learning rate of AdamW; it rises over `warmup` (a share of the steps) and falls linearly to 0.
-        weight_decay: of AdamW.
-        evaluations: points of the validation curve.
-    """
-
-    layers: int = 2
-    dim: int = 64
-    heads: int = 4
-    head_dim: int | None = None
-    mlp: float = 4.0
-    positions: Positions | None = None
-    dropout: float = 0.0
-    steps: int = 300
-    batch: int = 32
-    lr: float = 1e-2
-    weight_decay: float = 0.0
-    warmup: float = 0.1
-    evaluations: int = 10
-
-    def __post_init__(self) -> None:
-        for name in ("layers", "dim", "heads", "steps", "batch", "evaluations"):
-            _check(name, getattr(self, name) >= 1, "at least 1", getattr(self, name))
-        _check("head_dim", self.head_dim is None or self.head_dim >= 1, "at least 1", self.head_dim)
-        _check("lr", self.lr > 0, "above 0", self.lr)
-        for name in ("mlp", "weight_decay"):
-            _check(name, getattr(self, name) >= 0, "0 or more", getattr(self, name))
-        for name in ("dropout", "warmup"):
-            _check(name, 0 <= getattr(self, name) < 1, "from 0 to below 1", getattr(self, name))
-        for name in ("mlp", "dropout", "lr", "weight_decay", "warmup"):
-            object.__setattr__(self, name, float(getattr(self, name)))  # 0 and 0.0 are one setting, with one key
-        known = (None, "none", "learned", "rotary")
-        _check("positions", self.positions in known, "one of none, learned, rotary", self.positions)
-
-    def layout(self, design: Design) -> Layout:
-        """The attention of one layer with this design.
-
-        Raises:
-            DesignError: if it cannot be at these sizes.
-        """
-        return design.resolve(self.dim, self.heads, head_dim=self.head_dim, rotary=self.positions == "rotary")
+from querykey.study.matching import Match, matched
+from querykey.study.setting import PlanError, Setting, check
+from querykey.tasks import TASKS, Task, make_task
 
 
 @dataclass(frozen=True)
@@ -95,7 +39,7 @@ class TaskChoice:
 
     def __post_init__(self) -> None:
         positive = self.margin is None or 0 < self.margin < float("inf")
-        _check(f"margin of {self.name}", positive, "a positive number", self.margin)
+        check(f"margin of {self.name}", positive, "a positive number", self.margin)
 
     def completed(self, task: Task) -> TaskChoice:
         """The same with the positions that the task asks for, where the setting leaves them open."""
@@ -113,6 +57,7 @@ class Plan:
         designs: at least one; the first is the baseline.
         tasks: at least one.
         seeds: how many paired seeds.
+        match: what is equal for all designs: "width", "parameters" or "flops"; see `matched`.
 
     Raises:
         PlanError: if there are no designs, tasks or seeds, or one of them is there twice.
@@ -123,13 +68,14 @@ class Plan:
     tasks: tuple[TaskChoice, ...]
     seeds: int = 6
     question: str = ""
+    match: Match = "width"
 
     def __post_init__(self) -> None:
-        _check("seeds", self.seeds >= 1, "at least 1", self.seeds)
+        check("seeds", self.seeds >= 1, "at least 1", self.seeds)
         for kind, names in (("designs", [*map(str, self.designs)]), ("tasks", [task.name for task in self.tasks])):
-            _check(kind, len(names) >= 1, "at least one", "none")
+            check(kind, len(names) >= 1, "at least one", "none")
             twice = {name for name in names if names.count(name) > 1}
-            _check(kind, not twice, "each named once", f"{', '.join(sorted(twice))} more than once")
+            check(kind, not twice, "each named once", f"{', '.join(sorted(twice))} more than once")
 
     @property
     def baseline(self) -> Design:
@@ -149,17 +95,17 @@ class Plan:
 
         Raises:
             DesignError: if a design cannot be at a task's sizes.
+            PlanError: if a design cannot be matched to the baseline.
         """
-        complete = [choice.completed(tasks[choice.name]) for choice in self.tasks]
-        for choice in complete:
+        found = []
+        for choice in (choice.completed(tasks[choice.name]) for choice in self.tasks):
+            task = tasks[choice.name]
             for design in self.designs:
-                choice.setting.layout(design)
-        return [
-            Cell(choice, design, seed, device, getattr(tasks[choice.name], "data_hash", None))
-            for seed in range(self.seeds)
-            for choice in complete
-            for design in self.designs
-        ]
+                choice.setting.layout(design)  # refuses what cannot be, before it is matched
+                setting = matched(choice.setting, design, self.baseline, self.match, task.length)
+                own = dataclasses.replace(choice, setting=setting)
+                found.append(Cell(own, design, 0, device, getattr(task, "data_hash", None)))
+        return [dataclasses.replace(cell, seed=seed) for seed in range(self.seeds) for cell in found]
 
 
 @dataclass(frozen=True)
@@ -215,16 +161,16 @@ def load_plan(name: str | Path) -> Plan:
 def from_mapping(values: Mapping[str, Any], name: str) -> Plan:
     """The plan that plain values describe.
 
-    ``designs`` and ``tasks`` are needed, ``seeds`` and ``question`` may be there. ``model`` holds what the settings of
-    all tasks have in common; each table of ``tasks`` holds a task's own, its options and its margin.
+    ``designs`` and ``tasks`` are needed; ``seeds``, ``match`` and ``question`` may be there. ``model`` holds what
+    the settings of all tasks have in common; each table of ``tasks`` holds a task's own, its options and its margin.
 
     Raises:
         PlanError: if a key is unknown, or a value is not what it should be.
     """
     try:
-        _known(values, ("question", "designs", "seeds", "model", "tasks"), "a plan")
+        _known(values, ("question", "designs", "seeds", "match", "model", "tasks"), "a plan")
         for needed in ("designs", "tasks"):
-            _check(needed, bool(values.get(needed)), "at least one", "none")
+            check(needed, bool(values.get(needed)), "at least one", "none")
         common = values.get("model", {})
         _known(common, _SETTINGS, "[model]")
         return Plan(
@@ -233,6 +179,7 @@ def from_mapping(values: Mapping[str, Any], name: str) -> Plan:
             tuple(choose_task(task, table, common) for task, table in values["tasks"].items()),
             seeds=values.get("seeds", 6),
             question=values.get("question", ""),
+            match=values.get("match", "width"),
         )
     except (TypeError, AttributeError) as error:
         raise PlanError(f"plan {name}: a value has the wrong type: {error}") from None
@@ -284,8 +231,3 @@ def _known(given: Mapping[str, Any], known: Iterable[str], where: str, listed: I
             near = difflib.get_close_matches(key, names, n=1)
             hint = f" (did you mean {near[0]!r}?)" if near else ""
             raise PlanError(f"{where} has the unknown key {key!r}{hint}; it may have {', '.join(names)}")
-
-
-def _check(name: str, good: bool, expected: str, given: object) -> None:
-    if not good:
-        raise PlanError(f"{name} must be {expected}, not {given}")

@@ -65,6 +65,7 @@ class Study:
     tasks: dict[str, dict[str, Any]]
     seeds: int
     cells: list[Declared]
+    match: str = "width"
 
 
 class Records:

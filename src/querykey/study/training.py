@@ -20,7 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from querykey.design import Design
-from querykey.study.plan import Cell, Setting
+from querykey.study.plan import Cell
+from querykey.study.setting import Setting
 from querykey.tasks import Examples, Task, make_task
 from querykey.transformer import Transformer
 

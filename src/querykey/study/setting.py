@@ -1,0 +1,77 @@
+"""The size of a cell's model, and how it is trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from querykey.design import Design
+from querykey.layout import Layout
+from querykey.tasks import Positions
+
+
+class PlanError(ValueError):
+    """A plan that cannot be read or run."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The size of a cell's model, and how it is trained.
+
+    Args:
+        layers, dim, heads, head_dim: of the Transformer.
+        mlp: width of its MLP in units of `dim`; 0 for none.
+        positions: "none", "learned" or "rotary"; None for what the task asks for.
+        dropout: of the attention weights.
+        steps: optimiser steps.
+        batch: examples per step.
+        lr: peak learning rate of AdamW; it rises over `warmup` (a share of the steps) and falls linearly to 0.
+        weight_decay: of AdamW.
+        evaluations: points of the validation curve.
+    """
+
+    layers: int = 2
+    dim: int = 64
+    heads: int = 4
+    head_dim: int | None = None
+    mlp: float = 4.0
+    positions: Positions | None = None
+    dropout: float = 0.0
+    steps: int = 300
+    batch: int = 32
+    lr: float = 1e-2
+    weight_decay: float = 0.0
+    warmup: float = 0.1
+    evaluations: int = 10
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "dim", "heads", "steps", "batch", "evaluations"):
+            check(name, getattr(self, name) >= 1, "at least 1", getattr(self, name))
+        check("head_dim", self.head_dim is None or self.head_dim >= 1, "at least 1", self.head_dim)
+        check("lr", self.lr > 0, "above 0", self.lr)
+        for name in ("mlp", "weight_decay"):
+            check(name, getattr(self, name) >= 0, "0 or more", getattr(self, name))
+        for name in ("dropout", "warmup"):
+            check(name, 0 <= getattr(self, name) < 1, "from 0 to below 1", getattr(self, name))
+        for name in ("mlp", "dropout", "lr", "weight_decay", "warmup"):
+            object.__setattr__(self, name, float(getattr(self, name)))  # 0 and 0.0 are one setting, with one key
+        known = (None, "none", "learned", "rotary")
+        check("positions", self.positions in known, "one of none, learned, rotary", self.positions)
+
+    @property
+    def hidden(self) -> int:
+        """Hidden width of the MLP; 0 for none."""
+        return round(self.mlp * self.dim)
+
+    def layout(self, design: Design) -> Layout:
+        """The attention of one layer with this design.
+
+        Raises:
+            DesignError: if it cannot be at these sizes.
+        """
+        return design.resolve(self.dim, self.heads, head_dim=self.head_dim, rotary=self.positions == "rotary")
+
+
+def check(name: str, good: bool, expected: str, given: object) -> None:
+    """Refuse a value, saying what was expected and what came."""
+    if not good:
+        raise PlanError(f"{name} must be {expected}, not {given}")

@@ -1,0 +1,129 @@
+"""What a user types: bad input gets a sentence and exit code 2, never a traceback."""
+
+import csv
+import io
+import json
+import os
+import resource
+import subprocess
+import sys
+
+import pytest
+
+from querykey.cli import main
+
+TINY = ["--steps", "4", "--layers", "1", "--dim", "12", "--heads", "2", "--seeds", "2", "--workers", "1"]
+
+
+def refused(capsys, *words):
+    """The sentence on standard error, after checking that there was nothing but it."""
+    try:
+        code = main(words)
+    except SystemExit as stopped:  # argparse's own refusals
+        code = stopped.code
+    captured = capsys.readouterr()
+    assert code == 2
+    assert captured.out == ""
+    assert "Traceback" not in captured.err
+    return captured.err
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["compare", "--designs", "q,k,v", "q=k,v+kv_heads=2", "--heads", "4"], "needs core=full"),
+        (["compare", "--designs", "q,k,v+core=full"], "a core acts where queries and keys are shared"),
+        (["compare", "--designs", "q,k,v", "q=k,v+cores=full"], "the options are core, selfmask"),
+        (["compare", "--tasks", "cycles"], "unknown task 'cycles' (did you mean 'cycle'?)"),
+        (["compare", "--tasks", "cycle", "--heads", "5"], "5 heads do not divide dim 32"),
+        (["compare", "--tasks", "text", "--text", "no/such/file"], "there is no text at no/such/file"),
+        (["compare", "--tasks", "text", "--text", "no/such/*.txt"], "matches nothing"),
+        (["compare", "--tasks", "cycle", "--text", "README.md"], "text is not among the tasks: cycle"),
+        (["compare", "--seeds", "0"], "seeds must be at least 1, not 0"),
+        (["compare", "--steps", "0"], "steps must be at least 1, not 0"),
+        (["compare", "--workers", "0"], "workers must be at least 1, not 0"),
+        (["compare", "--device", "abacus"], "device 'abacus' cannot be used"),
+        (["compare", "wyh"], "there is no plan 'wyh'"),
+        (["compare", "--seeds", "many"], "invalid int value"),
+        (["report", "no/such/run"], "there are no records under no/such/run"),
+        (["cost", "--dim", "64", "--heads", "5"], "5 heads do not divide dim 64"),
+        (["cost", "--dim", "64", "--heads", "4", "--kv-heads", "3"], "--kv-heads 3 must divide the 4 query heads"),
+        (["cost", "--dim", "64", "--heads", "4", "--length", "0"], "--length must be positive"),
+        (["cost", "--dim", "64", "--heads", "4", "--designs", "q,k"], "v is named 0 times"),
+        ([], "the following arguments are required: COMMAND"),
+    ],
+)
+def test_bad_input_gets_a_sentence(capsys, tmp_path, monkeypatch, words, sentence):
+    monkeypatch.setenv("PYTHONHASHSEED", "0")
+    if words[:1] == ["compare"]:
+        words = [*words, "--out", str(tmp_path)]
+    assert sentence in refused(capsys, *words)
+    assert not list(tmp_path.glob("weights/*"))
+
+
+def test_texts_that_cannot_be_used(capsys, tmp_path):
+    (tmp_path / "empty").touch()
+    (tmp_path / "short").write_bytes(b"too short")
+    for name, sentence in (("empty", "empty"), ("short", "too short for length 64")):
+        out = ["--out", str(tmp_path / "out")]
+        assert sentence in refused(capsys, "compare", "--tasks", "text", "--text", str(tmp_path / name), *out)
+
+
+def test_a_text_that_cannot_be_read(tmp_path):
+    """As another user than root, whom permissions do not stop."""
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"x" * 9999)
+    secret.chmod(0)
+    if os.access(secret, os.R_OK):
+        pytest.skip("this user may read everything")
+    done = querykey("compare", "--tasks", "text", "--text", str(secret), "--out", str(tmp_path / "out"))
+    assert (done.returncode, "cannot be read" in done.stderr) == (2, True)
+
+
+def querykey(*words, **options):
+    return subprocess.run(
+        [sys.executable, "-m", "querykey.cli", *words], capture_output=True, text=True, timeout=200, **options
+    )
+
+
+def test_a_full_disk_gets_a_sentence(tmp_path):
+    def no_room():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
+
+    done = querykey("compare", "--tasks", "text", *TINY, "--dim", "64", "--out", str(tmp_path), preexec_fn=no_room)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "cannot be written" in done.stderr or "cannot be used" in done.stderr
+
+
+def test_compare_prints_tables_a_report_and_an_answer(tmp_path):
+    done = querykey("compare", "--tasks", "cycle", "--designs", "q,k,v", "q=k,v", *TINY, "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert "4 of 4 cells" in done.stderr
+    assert "too few seeds" in done.stdout
+    assert "6" in done.stdout  # how many would do
+    assert (tmp_path / "report.html").read_text().startswith("<!doctype html>")
+    for kind in ("table", "csv", "json", "html"):
+        again = querykey("report", str(tmp_path), "--format", kind)
+        assert again.returncode == 0, again.stderr
+        if kind == "csv":
+            rows = list(csv.DictReader(io.StringIO(again.stdout)))
+            assert [row["design"] for row in rows] == ["q,k,v", "q=k,v"] * 2
+        if kind == "json":
+            json.loads(again.stdout)
+        if kind == "html":
+            assert again.stdout == (tmp_path / "report.html").read_text()
+
+
+def test_cost_in_all_formats(capsys):
+    assert main(["cost", "--dim", "64", "--heads", "4", "--kv-heads", "2", "--format", "json"]) == 0
+    captured = capsys.readouterr()
+    rows = {row["design"]: row for row in json.loads(captured.out)}
+    assert rows["q,k,v+kv_heads=2"]["parameters"] == 64 * 64 * 3
+    assert rows["q,k=v+kv_heads=2"]["cache_bytes_per_token_ratio"] == 0.5
+    assert "q=k,v is shown with 4 key heads" in captured.err
+    assert main(["cost", "--dim", "64", "--heads", "4", "--format", "csv"]) == 0
+    assert len(list(csv.DictReader(io.StringIO(capsys.readouterr().out)))) == 7
+    assert main(["cost", "--dim", "64", "--heads", "4"]) == 0
+    assert "16,384" in capsys.readouterr().out
