@@ -14,8 +14,11 @@ import psutil
 import pytest
 
 import querykey
+from querykey.study import engines
 from querykey.study.plan import from_mapping
 from querykey.study.records import Records, RecordsError
+from querykey.study.training import Outcome
+from querykey.study.verdict import Verdict
 
 TABLE = {
     "designs": ["q,k,v", "q=k,v"],
@@ -76,7 +79,9 @@ def test_a_result_has_its_cells_and_its_summary(undisturbed):
     _, records, result = undisturbed
     assert len(result.cells) == len(records) == 24
     assert result.cells["key"].is_unique
-    assert {"metrics.test", "metrics.validation", "config.steps", "origin.torch", "origin.machine.cores"} <= set(result.cells)
+    assert {"metrics.test", "metrics.validation", "config.steps", "origin.torch", "origin.machine.cores"} <= set(
+        result.cells
+    )
     assert list(result.summary["task"]) == ["cycle", "induction"]
     assert set(result.summary["design"]) == {"q=k,v"}
     assert result.missing == 0
@@ -155,6 +160,31 @@ def count(folder):
             return database.execute("select count(*) from cells").fetchone()[0]
     except sqlite3.Error:
         return 0
+
+
+def test_seeds_are_added_until_each_verdict_is_decided(tmp_path, monkeypatch):
+    """With outcomes made up: one design clearly worse, one the same, one too noisy to tell."""
+    trained = []
+
+    def made_up(work, workers):
+        for cell, _ in work:
+            trained.append((str(cell.design), cell.seed))
+            noise = random.Random(cell.key).gauss(0, 1)
+            score = {"q,k,v": 0.9, "q=k,v": 0.5 + 0.01 * noise, "q,k=v": 0.9, "q=k=v": 0.9 + 0.3 * noise}[
+                str(cell.design)
+            ]
+            yield cell, Outcome("finished", {"test": score, "validation": score}, {}, 0.0)
+
+    monkeypatch.setattr(engines, "run_local", made_up)
+    plan = from_mapping({"designs": ["q,k,v", "q=k,v", "q,k=v", "q=k=v"], "tasks": {"cycle": {}}}, "auto")
+    result = querykey.compare(plan, out=tmp_path, seeds="auto", most_seeds=12)
+    verdicts = {one.design: (one.verdict, one.difference.n) for one in result.comparisons}
+    assert verdicts["q=k,v"] == (Verdict.BASELINE_BETTER, 6)
+    assert verdicts["q,k=v"] == (Verdict.EQUIVALENT, 6)
+    assert verdicts["q=k=v"] == (Verdict.UNDECIDED, 12)
+    assert len(trained) == 4 * 6 + 2 * 6 == len(set(trained))
+    assert result.missing == 0
+    assert result.study.looks == [6, 10, 12]
 
 
 def test_two_runs_do_not_write_to_one_folder_at_once(tmp_path):

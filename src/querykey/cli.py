@@ -69,7 +69,8 @@ def _add_compare(commands: Any) -> None:
         "--designs", nargs="+", metavar="DESIGN", help="designs instead of the plan's; the first is the baseline"
     )
     parser.add_argument("--text", nargs="+", metavar="PATH", help="files, folders or globs for the task text")
-    parser.add_argument("--seeds", type=int, metavar="N", help="paired seeds")
+    parser.add_argument("--seeds", type=_count_or_auto, metavar="N", help="paired seeds; auto adds them until decided")
+    parser.add_argument("--most-seeds", type=int, metavar="N", help="where --seeds auto ends (default: 24)")
     parser.add_argument("--match", choices=("width", "parameters", "flops"), help="what is equal for all designs")
     parser.add_argument("--out", metavar="DIR", help="folder of the records and the report (default: runs/PLAN)")
     parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core)")
@@ -80,6 +81,10 @@ def _add_compare(commands: Any) -> None:
             f"--{name.replace('_', '-')}", type=kind, metavar="N" if kind is not str else "WORD", dest=name
         )
     parser.set_defaults(command=_compare)
+
+
+def _count_or_auto(text: str) -> int | str:
+    return text if text == "auto" else int(text)
 
 
 def _settings() -> dict[str, Callable[[str], Any]]:

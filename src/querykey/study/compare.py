@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -16,6 +17,7 @@ from querykey.study.matching import Match
 from querykey.study.plan import Cell, Plan, choose_task, load_plan
 from querykey.study.records import Declared, Records, Study
 from querykey.study.setting import PlanError, Setting
+from querykey.study.statistics import SeedSchedule
 from querykey.study.training import Outcome
 from querykey.tasks import Task
 
@@ -37,7 +39,8 @@ def compare(
     tasks: Sequence[str] | None = None,
     designs: Sequence[str | Design] | None = None,
     text: Sequence[str | Path] | None = None,
-    seeds: int | None = None,
+    seeds: int | Literal["auto"] | None = None,
+    most_seeds: int = 24,
     match: Match | None = None,
     out: str | Path | None = None,
     workers: int | None = None,
@@ -54,7 +57,9 @@ def compare(
         tasks: names of tasks instead of the plan's.
         designs: designs instead of the plan's; the first is the baseline.
         text: files, folders or globs for the task ``text``, instead of Python's standard library.
-        seeds: number of paired seeds instead of the plan's.
+        seeds: number of paired seeds instead of the plan's; "auto" adds seeds at declared looks (see `SeedSchedule`,
+            which says how the error rate is kept) until every verdict is decided or there are `most_seeds`.
+        most_seeds: where "auto" ends.
         match: what is equal for all designs instead of the plan's: "width", "parameters" or "flops".
         out: the folder of the records; ``runs/NAME`` when not given.
         workers: processes; one per core when not given.
@@ -68,15 +73,35 @@ def compare(
     """
     if workers is not None and workers < 1:
         raise PlanError(f"workers must be at least 1, not {workers}")
-    asked = adjust(plan if isinstance(plan, Plan) else load_plan(plan), tasks, designs, text, seeds, match, setting)
+    growing = seeds == "auto"
+    plan = plan if isinstance(plan, Plan) else load_plan(plan)
+    asked = adjust(plan, tasks, designs, text, most_seeds if seeds == "auto" else seeds, match, setting)
+    looks = SeedSchedule.within(asked.seeds).looks if growing else (asked.seeds,)
     device = _device(device)
     made = asked.make_tasks()
     cells = asked.cells(made, device)
+    workers = workers or (engines.cores() if device == "cpu" else 1)
     with Records(out or Path("runs") / asked.name, create=True) as records, records.lock():
-        study = describe(asked, made, cells)
-        records.keep_study(study)
-        _train_missing(records, study, cells, workers or (engines.cores() if device == "cpu" else 1), watch)
+        wanted: list[Cell] = []
+        for before, look in pairwise((0, *looks)):
+            still = _undecided(result.read(records.folder)) if before else None
+            wanted += [cell for cell in cells if before <= cell.seed < look and (still is None or _id(cell) in still)]
+            study = describe(dataclasses.replace(asked, seeds=look), made, wanted)
+            records.keep_study(dataclasses.replace(study, looks=list(looks) if growing else []))
+            _train_missing(records, study, wanted, workers, watch)
+            if not _undecided(result.read(records.folder)):
+                break
         return result.read(records.folder)
+
+
+def _undecided(found: result.Result) -> set[tuple[str, str]]:
+    """The (task, design) that a verdict is still open for, each task's baseline with them."""
+    still = {(one.task, one.design) for one in found.comparisons if not one.decided}
+    return still | {(task, found.study.designs[0]) for task, _ in still}
+
+
+def _id(cell: Cell) -> tuple[str, str]:
+    return cell.task.name, str(cell.design)
 
 
 def adjust(

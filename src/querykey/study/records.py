@@ -13,7 +13,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
 from importlib.metadata import version
@@ -56,7 +56,8 @@ class Declared:
 class Study:
     """What was asked, in plain values: all that a report needs beside the cells.
 
-    `tasks` has, by name, the task's ``metric``, ``chance``, ``best`` and ``margin``. The first design is the baseline.
+    `tasks` has, by name, the task's ``metric``, ``chance``, ``best``, ``length`` and ``margin``. The first design is
+    the baseline. `looks` are the numbers of seeds at which a study that grows is looked at; [] where it does not.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Study:
     seeds: int
     cells: list[Declared]
     match: str = "width"
+    looks: list[int] = field(default_factory=list)
 
 
 class Records:

@@ -2,12 +2,13 @@
 
 result = querykey.compare("why")        result = read("runs/why")
 result.cells      one row per cell      result.summary    one row per comparison
+result.curves     one row per point     result.answer()   the same in plain words
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,16 +17,22 @@ import numpy as np
 import pandas as pd
 
 from querykey.design import Design
-from querykey.study.plan import Setting
+from querykey.study.answer import answer
 from querykey.study.records import Records, Study
-from querykey.study.verdict import Arms, Comparison, Rule, Verdict, compare_family
+from querykey.study.setting import Setting
+from querykey.study.statistics import SeedSchedule
+from querykey.study.verdict import Arms, Comparison, Rule, compare_family
+
+_IDENTITY = ("key", "task", "design", "seed", "status")
+_POINTS = ("step", "loss", "validation")
 
 
 @dataclass(frozen=True)
 class Result:
     """A study and the records of its cells, as many as there are.
 
-    `records` has one row per cell, with the columns of the database; see `cells` for the same laid out flat.
+    `records` has one row per cell, with the columns of the database; see `cells` for the same laid out flat. `folder`
+    is where they lie.
     """
 
     study: Study
@@ -40,19 +47,30 @@ class Result:
 
     @property
     def diverged(self) -> pd.DataFrame:
-        """The cells whose training gave no finite loss."""
+        """The records of the cells whose training gave no finite loss."""
         return self.records[self.records["status"] != "finished"]
 
     @cached_property
     def cells(self) -> pd.DataFrame:
-        """One row per cell: key, configuration, metrics and origin, each in a column of its own."""
-        rows = []
-        for record in self.records.to_dict("records"):
-            row = {name: record[name] for name in ("key", "task", "design", "seed", "status")}
-            row |= _flat(record["metrics"]) | {"seconds": record["seconds"], "finished_at": record["finished_at"]}
-            row |= {f"config.{name}": value for name, value in _flat(record["config"]).items() if name not in row}
-            rows.append(row | {f"origin.{name}": value for name, value in _flat(record["origin"]).items()})
-        return pd.DataFrame(rows)
+        """One row per cell, each number in a column of its own.
+
+        The columns are key, task, design, seed and status, then ``metrics.*``, seconds and finished_at, ``config.*``
+        and ``origin.*``; what one cell has and another has not is empty there.
+        """
+        columns: dict[str, Any] = {name: self.records[name].tolist() for name in _IDENTITY}
+        columns |= _flat_columns("metrics", self.records["metrics"])
+        columns |= {name: self.records[name].tolist() for name in ("seconds", "finished_at")}
+        columns |= _flat_columns("config", self.records["config"], without=_IDENTITY)
+        return pd.DataFrame(columns | _flat_columns("origin", self.records["origin"]))
+
+    @cached_property
+    def curves(self) -> pd.DataFrame:
+        """One row per point of each cell's curve: task, design, seed, step, training loss (nats), validation metric."""
+        curves = self.records["curve"].tolist()
+        lengths = [len(curve.get("step", ())) for curve in curves]
+        cells = self.records[["task", "design", "seed", "status"]].loc[np.repeat(self.records.index, lengths)]
+        points = {name: [x for curve in curves for x in curve.get(name, ())] for name in _POINTS}
+        return cells.reset_index(drop=True).assign(**points)
 
     @cached_property
     def comparisons(self) -> list[Comparison]:
@@ -60,7 +78,8 @@ class Result:
         baseline, *others = self.study.designs
         family = {(task, design): self._arms(task, design) for task in self.study.tasks for design in others}
         # Drawn from only where there are too many pairs to try all signs; the same records give the same numbers.
-        return compare_family(family, baseline, np.random.default_rng(0), rule=self.rule)
+        schedule = SeedSchedule(tuple(self.study.looks)) if self.study.looks else None
+        return compare_family(family, baseline, np.random.default_rng(0), rule=self.rule, schedule=schedule)
 
     @cached_property
     def summary(self) -> pd.DataFrame:
@@ -68,43 +87,49 @@ class Result:
         return pd.DataFrame([comparison.row() for comparison in self.comparisons])
 
     @cached_property
+    def words(self) -> dict[tuple[str, str], str]:
+        """The verdict in words, by task and design."""
+        keys = [(c.task, c.design) for c in self.comparisons]
+        return dict(zip(keys, self.summary["words"], strict=True)) if keys else {}
+
+    @cached_property
     def costs(self) -> pd.DataFrame:
         """What each design's attention costs in each task's model: all its layers, one forward pass at its length.
 
         Columns: ``task``, ``design``, ``parameters``, ``flops``, ``cache_bytes`` per token in float32, and the ratio of
-        each to the baseline.
+        each to the baseline, which is NaN until the baseline has a cell.
         """
         rows = []
-        for _, record in self.records.drop_duplicates(["task", "design"]).iterrows():
-            task, design, config = record["task"], record["design"], record["config"]
-            setting = _setting(config)
-            layout = setting.layout(Design.parse(design))
-            length = self.study.tasks[task]["length"]
+        for (task, design), setting in self._settings.items():
+            layout, length = setting.layout(Design.parse(design)), self.study.tasks[task]["length"]
             numbers = (layout.parameters, layout.flops(length), layout.cache_bytes())
             rows.append((task, design, *(setting.layers * number for number in numbers)))
         names = ["parameters", "flops", "cache_bytes"]
         frame = pd.DataFrame(rows, columns=["task", "design", *names])
         baseline = frame[frame["design"] == self.study.designs[0]].set_index("task")
-        for name in names:
-            frame[f"{name}_ratio"] = frame[name] / frame["task"].map(baseline[name])
-        return frame
+        ratios = {f"{name}_ratio": frame[name] / frame["task"].map(baseline[name]) for name in names}
+        return frame.assign(**ratios)
+
+    def setting(self, task: str) -> Setting | None:
+        """How the task's models were made and trained; None as long as there is no cell of it."""
+        return next((setting for (name, _), setting in self._settings.items() if name == task), None)
 
     def scores(self, task: str, design: str) -> dict[int, float]:
         """The test scores of a design on a task by seed; a diverged cell is NaN."""
-        mine = self.records[(self.records["task"] == task) & (self.records["design"] == design)]
-        return {
-            int(seed): float(metrics.get("test", np.nan))
-            for seed, metrics in zip(mine["seed"], mine["metrics"], strict=True)
-        }
+        return self._scores.get((task, design), {})
 
     def higher_is_better(self, task: str) -> bool:
         """Whether the task's metric is an accuracy rather than a loss."""
         return bool(self.study.tasks[task]["metric"] == "accuracy")
 
+    def weights(self, task: str, design: str) -> Path:
+        """Where the trained weights of the first seed are kept, if they are."""
+        keys = (c.key for c in self.study.cells if c.task == task and c.design == design and c.seed == 0)
+        return self.folder / "weights" / f"{next(keys, 'none')}.safetensors"
+
     def answer(self) -> list[str]:
-        """The question answered in plain words, one sentence per design, from the numbers alone."""
-        sentences = [self._about(design) for design in self.study.designs[1:]]
-        return [*([self.study.question] if self.study.question else []), *self._headline(), *sentences]
+        """The study's question, then its answer in plain words, drawn from the numbers alone."""
+        return answer(self.study, self.comparisons, self.missing)
 
     def _repr_html_(self) -> str:
         from querykey.study.report import as_html
@@ -112,58 +137,27 @@ class Result:
         page = as_html(self).replace("&", "&amp;").replace('"', "&quot;")
         return f'<iframe srcdoc="{page}" style="width:100%;height:48rem;border:0" title="querykey report"></iframe>'
 
+    @cached_property
+    def _scores(self) -> dict[tuple[str, str], dict[int, float]]:
+        found: dict[tuple[str, str], dict[int, float]] = {}
+        columns = (self.records[name] for name in ("task", "design", "seed", "metrics"))
+        for task, design, seed, metrics in zip(*columns, strict=True):
+            found.setdefault((task, design), {})[int(seed)] = float(metrics.get("test", np.nan))
+        return found
+
+    @cached_property
+    def _settings(self) -> dict[tuple[str, str], Setting]:
+        """The setting of each task and design of which there is a cell, in the study's order."""
+        names = [one.name for one in fields(Setting)]
+        columns = (self.records[name] for name in ("task", "design", "config"))
+        configs = {(task, design): config for task, design, config in zip(*columns, strict=True)}
+        order = [(task, design) for task in self.study.tasks for design in self.study.designs]
+        return {pair: Setting(**{name: configs[pair][name] for name in names}) for pair in order if pair in configs}
+
     def _arms(self, task: str, design: str) -> Arms:
-        return Arms(
-            self.scores(task, self.study.designs[0]),
-            self.scores(task, design),
-            self.higher_is_better(task),
-            self.study.tasks[task]["margin"],
-        )
-
-    def _headline(self) -> list[str]:
-        """Whether one matrix for queries and keys was worse, and whether something smaller than two made up for it."""
-        tied = {name: Design.parse(name) for name in self.study.designs[1:]}
-        tied = {name: design for name, design in tied.items() if design.shares("q", "k")}
-        bare = [name for name, design in tied.items() if not design.core and not design.selfmask]
-        if not bare:
-            return []
-        worse = self._tasks(bare[0], Verdict.BASELINE_BETTER)
-        mended = [
-            name for name in tied if name not in bare and worse and not self._tasks(name, Verdict.BASELINE_BETTER, among=worse)
-            and self._tasks(name, Verdict.EQUIVALENT, Verdict.DESIGN_BETTER, among=worse) == worse
-        ]  # fmt: skip
-        size = f"In these models, trained from {self.study.seeds} seeds each"
-        if not worse:
-            return [f"{size}, nothing shows that they do: {bare[0]} is not worse on any of the tasks."]
-        tasks = len(self.study.tasks)
-        found = f"{size}, yes: {bare[0]} is worse on {_count(len(worse), tasks)} ({', '.join(worse)})."
-        if mended:
-            found += (
-                f" But not a second matrix for each head: {' and '.join(mended)} loses nothing there "
-                "beyond the margin." if len(mended) == 1 else
-                f" But not a second matrix for each head: {' and '.join(mended)} lose nothing there beyond the margin."
-            )  # fmt: skip
-        return [found]
-
-    def _tasks(self, design: str, *verdicts: Verdict, among: list[str] | None = None) -> list[str]:
-        return [
-            c.task for c in self.comparisons
-            if c.design == design and c.verdict in verdicts and (among is None or c.task in among)
-        ]  # fmt: skip
-
-    def _about(self, design: str) -> str:
-        """`q=k,v`: worse on cycle (0.33 against 1.00) and text (2.93 against 2.75 bits per byte); cannot tell on ..."""
-        said: dict[str, list[str]] = {}
-        for c in self.comparisons:
-            if c.design == design:
-                unit = "" if self.higher_is_better(c.task) else " bits per byte"
-                kind = {Verdict.DESIGN_BETTER: "better on", Verdict.BASELINE_BETTER: "worse on"}.get(c.verdict)
-                kind = kind or {Verdict.EQUIVALENT: "no difference beyond the margin on"}.get(
-                    c.verdict, "cannot tell on"
-                )
-                numbers = f"{c.task} ({c.design_mean:.3f} against {c.baseline_mean:.3f}{unit})"
-                said.setdefault(kind, []).append(numbers)
-        return f"{design}: " + "; ".join(f"{kind} {_and(tasks)}" for kind, tasks in said.items()) + "."
+        baseline = self.scores(task, self.study.designs[0])
+        margin = self.study.tasks[task]["margin"]
+        return Arms(baseline, self.scores(task, design), self.higher_is_better(task), margin)
 
 
 def read(folder: str | Path) -> Result:
@@ -177,20 +171,24 @@ def read(folder: str | Path) -> Result:
         return Result(study, records.cells([cell.key for cell in study.cells]), Path(folder))
 
 
-def _setting(config: Mapping[str, Any]) -> Setting:
-    return Setting(**{name: config[name] for name in Setting.__dataclass_fields__})
+def _flat_columns(
+    prefix: str, mappings: Iterable[Mapping[str, Any]], without: Iterable[str] = ()
+) -> dict[str, list[Any] | pd.Series]:
+    """A column for each entry that any of the mappings has, named by its path; in order of first appearance."""
+    rows = [_flat(mapping, f"{prefix}.") for mapping in mappings]
+    names = dict.fromkeys(name for row in rows for name in row)
+    left_out = {f"{prefix}.{name}" for name in without}
+    return {name: _column([row.get(name) for row in rows]) for name in names if name not in left_out}
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def _column(values: list[Any]) -> list[Any] | pd.Series:
+    """Whole numbers stay whole beside empty places."""
+    whole = {type(value) for value in values} == {int, type(None)}
+    return pd.Series(values, dtype="Int64") if whole else values
+
+
+def _flat(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in values.items():
         found |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
     return found
-
-
-def _and(words: list[str]) -> str:
-    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
-
-
-def _count(some: int, of: int) -> str:
-    return f"all {of} tasks" if some == of else f"{some} of {of} tasks"

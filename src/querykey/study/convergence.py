@@ -1,0 +1,41 @@
+"""Whether training had ended when it was stopped: read off the validation curve of each cell.
+
+A comparison in which the better design is still improving says who is ahead, and not who would win.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+LAST_SHARE = 0.2  # of the evaluations: improvement within them counts as still going on
+
+
+def converged_at(curve: Mapping[str, Sequence[float]], higher_is_better: bool, tolerance: float) -> int | None:
+    """The first step from which on the validation score stays within `tolerance` of its last value.
+
+    None for a curve that ends before its second point, or that gets there only with its last one.
+    """
+    steps, scores = curve.get("step", ()), _upwards(curve, higher_is_better)
+    if len(scores) < 2:
+        return None
+    near = np.abs(scores - scores[-1]) <= tolerance
+    first = len(near) - int(np.argmin(near[::-1])) if not near.all() else 0
+    return int(steps[first]) if first < len(scores) - 1 else None
+
+
+def still_improving(curve: Mapping[str, Sequence[float]], higher_is_better: bool, tolerance: float) -> bool:
+    """Whether the validation score rose by more than `tolerance` over the last fifth of the evaluations.
+
+    The learning rate falls to 0 at the end of training, which flattens every curve: a curve that still rises there
+    would rise further, one that does not may have been stopped by the schedule.
+    """
+    scores = _upwards(curve, higher_is_better)
+    last = max(1, round(LAST_SHARE * len(scores)))
+    return len(scores) > last and bool(scores[-1] - scores[-1 - last] > tolerance)
+
+
+def _upwards(curve: Mapping[str, Sequence[float]], higher_is_better: bool) -> np.ndarray:
+    scores = np.asarray(curve.get("validation", ()), dtype=float)
+    return scores if higher_is_better else -scores

@@ -1,0 +1,27 @@
+"""Convergence read off curves whose answer is plain."""
+
+import pytest
+
+from querykey.study.convergence import converged_at, still_improving
+
+
+def curve(*scores):
+    return {"step": [10 * (n + 1) for n in range(len(scores))], "validation": list(scores)}
+
+
+@pytest.mark.parametrize(
+    ("scores", "higher", "step", "improving"),
+    [
+        ((0.1, 0.5, 0.9, 0.995, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0), True, 40, False),
+        ((0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0), True, None, True),
+        ((0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0), False, None, False),  # getting worse is no improving
+        ((5.0, 4.0, 3.0, 3.0, 3.0), False, 30, False),
+        ((1.0, 0.2, 1.0, 1.0), True, 30, False),  # a dip counts
+        ((1.0, 1.0), True, 10, False),
+        ((1.0,), True, None, False),
+        ((), True, None, False),
+    ],
+)
+def test_convergence(scores, higher, step, improving):
+    assert converged_at(curve(*scores), higher, 0.01) == step
+    assert still_improving(curve(*scores), higher, 0.01) == improving
