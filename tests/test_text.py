@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 import os
 import pickle
@@ -16,8 +17,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from querykey.tasks import Corpus, Task, Text, make_task
-from querykey.tasks.text import SPLITS, Documents
+from querykey.tasks import Corpus, Split, Task, Text, make_task
+from querykey.tasks.corpus import SPLITS, Documents
+
+TOO_SHORT = (
+    "too short for length 10: a window needs 11 bytes in a row, and all documents of the validation split together "
+    "make a row of 10"
+)
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -36,11 +42,11 @@ def split_into_documents(part: Documents) -> list[bytes]:
 def numbered(sizes: list[int]) -> Documents:
     """Documents in which every byte tells its document and its place: 16 documents of up to 16 bytes."""
     data = [16 * document + place for document, size in enumerate(sizes) for place in range(size)]
-    return Documents(torch.tensor(data, dtype=torch.uint8), torch.tensor(sizes).cumsum(0))
+    return Documents(torch.tensor(data, dtype=torch.uint8), torch.tensor(sizes).cumsum(0), len(data))
 
 
 def corpus_of(part: Documents) -> Corpus:
-    return Corpus("hash", "numbered", part, part, part)
+    return Corpus("hash", "numbered", 256, part, part, part)
 
 
 @given(
@@ -116,16 +122,34 @@ def test_a_single_file_is_split_into_contiguous_parts(tmp_path: Path) -> None:
     assert "each document cut into contiguous parts: 1,788 / 99 / 100 bytes" in corpus.description
 
 
-@pytest.mark.parametrize("sizes", [[50] * 19, [50] * 40 + [100_000]])
-def test_few_or_unbalanced_documents_are_each_cut(sizes: list[int]) -> None:
-    documents = [words(size, seed=i) for i, size in enumerate(sizes)]
+def fated(split: Split, size: int, number: int) -> list[bytes]:
+    """Different documents whose content sends them to one split."""
+    low, high = {"train": (0, 90), "validation": (90, 95), "test": (95, 100)}[split]
+    drawn = (words(size, seed) for seed in itertools.count())
+    right = (d for d in drawn if low <= int.from_bytes(hashlib.sha256(d).digest()[:8], "big") % 100 < high)
+    return list(itertools.islice(right, number))
+
+
+@pytest.mark.parametrize(
+    ("train", "validation", "how"),
+    [
+        (fated("train", 50, 17), 50, "each document cut"),  # 19 documents
+        (fated("train", 50, 18), 50, "split by document"),
+        (fated("train", 50, 18), 10, "each document cut"),  # 10 bytes of 960 for validation: less than 1.25 %
+        (fated("train", 50, 18), 15, "split by document"),
+        (fated("train", 50, 18) + fated("train", 4000, 1), 50, "each document cut"),
+    ],
+)
+def test_few_or_unbalanced_documents_are_each_cut(train: list[bytes], validation: int, how: str) -> None:
+    documents = [*train, *fated("validation", validation, 1), *fated("test", 50, 1)]
     corpus = Corpus.from_documents(documents, "documents")
-    assert "each document cut" in corpus.description
+    assert how in corpus.description
     for split, share in zip(SPLITS, (0.9, 0.05, 0.05), strict=True):
-        part = getattr(corpus, split)
-        assert len(part.data) == pytest.approx(share * sum(sizes), rel=0.25)
-        assert all(any(piece in document for document in documents) for piece in split_into_documents(part))
-        assert len(part.ends) == len(sizes)
+        pieces = split_into_documents(getattr(corpus, split))
+        assert all(any(piece in document for document in documents) for piece in pieces)
+        if how == "each document cut":
+            assert len(pieces) == len(documents) - (validation == 10) * (split == "validation")
+            assert len(b"".join(pieces)) == pytest.approx(share * sum(map(len, documents)), rel=0.35)
 
 
 def test_tiny_documents_leave_no_empty_parts() -> None:
@@ -163,11 +187,12 @@ def test_at_most_the_limit_is_read_and_said_so(tmp_path: Path) -> None:
         (tmp_path / str(i)).write_bytes(words(100, seed=i))
     corpus = Corpus.read(tmp_path, limit=350)
     assert sum(len(getattr(corpus, split).data) for split in SPLITS) == 350
-    assert "4 files, 350 bytes (the limit; 10 files were given)" in corpus.description
+    assert "4 documents, 350 bytes (the limit);" in corpus.description
     by_name = sorted(range(10), key=lambda i: hashlib.sha256(str(i).encode()).digest())
     first = [words(100, seed=i) for i in by_name[:4]]
     assert corpus == Corpus.from_documents([*first[:3], first[3][:50]], "")
     assert "the limit" not in Corpus.read(tmp_path).description
+    assert Text.read(tmp_path, length=5, limit=350).corpus == corpus
 
 
 def test_the_default_is_the_standard_library_without_its_tests() -> None:
@@ -175,7 +200,12 @@ def test_the_default_is_the_standard_library_without_its_tests() -> None:
     documents = {piece for split in SPLITS for piece in split_into_documents(getattr(corpus, split))}
     root = Path(sysconfig.get_path("stdlib"))
     assert (root / "argparse.py").read_bytes() in documents
-    assert Path(pytest.__file__).read_bytes() not in documents
+    left_out = [
+        *root.glob("_sysconfigdata*.py"),
+        *root.glob("test/test_a*.py"),
+        *root.glob("site-packages/*/__main__.py"),
+    ]
+    assert not documents & {path.read_bytes() for path in left_out}
     assert "split by document" in corpus.description
     default = Text.read()
     assert default.corpus == Corpus.standard_library()
@@ -195,8 +225,8 @@ def test_is_a_task_made_by_name(tmp_path: Path) -> None:
 
 
 def test_each_split_is_sampled_from_its_own_bytes() -> None:
-    parts = [Documents(torch.full((50,), byte, dtype=torch.uint8), torch.tensor([50])) for byte in (1, 2, 3)]
-    task = Text(Corpus("", "", *parts), length=5)
+    parts = [Documents(torch.full((50,), byte, dtype=torch.uint8), torch.tensor([50]), 50) for byte in (1, 2, 3)]
+    task = Text(Corpus("", "", 256, *parts), length=5)
     for split, byte in zip(SPLITS, (1, 2, 3), strict=True):
         examples = task.sample(9, seeded(), split)
         assert set(examples.inputs.flatten().tolist()) == {byte}
@@ -206,10 +236,10 @@ def test_each_split_is_sampled_from_its_own_bytes() -> None:
 def test_chance_is_the_cross_entropy_of_byte_frequencies() -> None:
     train, test = words(5000, seed=0), b"hello, world" * 9
     parts = [
-        Documents(torch.tensor(list(data), dtype=torch.uint8), torch.tensor([len(data)]))
+        Documents(torch.tensor(list(data), dtype=torch.uint8), torch.tensor([len(data)]), len(data))
         for data in (train, test, test)
     ]
-    task = Text(Corpus("", "", *parts), length=5)
+    task = Text(Corpus("", "", 256, *parts), length=5)
     seen = Counter(train)
     bits = [-math.log2((seen[byte] + 1) / (len(train) + 256)) for byte in test]
     assert task.chance == pytest.approx(sum(bits) / len(bits), rel=1e-12)
@@ -236,7 +266,7 @@ def test_the_hash_tells_bytes_and_borders_apart() -> None:
 
 def test_the_hash_does_not_change_from_process_to_process_or_release_to_release() -> None:
     corpus = Corpus.from_documents([bytes(range(256)) * 2], "known")
-    assert corpus.data_hash == "94c6b8d575367debaaec47cb4c59549ed1783d0881f47f00a845f90066fbb695"
+    assert corpus.data_hash == "eaff11c3712dc06e615e0553a669234e3a3a1876902a7f09a4ca4b2b7579c1a9"
 
 
 class TestRefusals:
@@ -259,7 +289,7 @@ class TestRefusals:
 
     def test_an_empty_file(self, tmp_path: Path) -> None:
         (tmp_path / "empty").touch()
-        with pytest.raises(ValueError, match=r"the text is empty: .*empty: 1 files, 0 bytes"):
+        with pytest.raises(ValueError, match=r"the text is empty: .*empty: 1 documents, 0 bytes"):
             Corpus.read(tmp_path / "empty")
 
     @pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs a file that exists and cannot be read")
@@ -275,7 +305,7 @@ class TestRefusals:
 
     def test_a_text_too_short_for_the_length(self, tmp_path: Path) -> None:
         (tmp_path / "short").write_bytes(words(210, seed=0))
-        with pytest.raises(ValueError, match="too short for length 10: the validation split needs 11 bytes, 10 came"):
+        with pytest.raises(ValueError, match=TOO_SHORT):
             Text.read(tmp_path / "short", length=10)
         (tmp_path / "enough").write_bytes(words(220, seed=0))
         assert Text.read(tmp_path / "enough", length=10).length == 10
@@ -285,4 +315,4 @@ class TestRefusals:
         with pytest.raises(ValueError, match="text: length must be a whole number at least 1, got 0"):
             Text.read(tmp_path / "text", length=0)
         with pytest.raises(ValueError, match="text: limit must be a whole number at least 1, got 0"):
-            Corpus.read(tmp_path / "text", limit=0)
+            Text.read(tmp_path / "text", limit=0)

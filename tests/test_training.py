@@ -8,7 +8,7 @@ import torch
 
 from querykey.study import training
 from querykey.study.plan import from_mapping
-from querykey.tasks import Examples, make_task
+from querykey.tasks import Examples, Text, make_task
 from querykey.transformer import Transformer, initialisations
 
 
@@ -76,7 +76,7 @@ def test_kept_weights_give_the_model_that_was_scored(tmp_path):
     task = make_task("induction")
     test = task.sample(training.TEST, training.generator("induction", 0, "test"), "test")
     assert torch.equal(example, test.inputs[:1])
-    assert training.score(model, task, test)[""] == outcome.metrics["test"]
+    assert training.score(model, task, test, "test")[""] == outcome.metrics["test"]
     assert not list(path.parent.glob("*.partial"))
 
 
@@ -100,15 +100,21 @@ def test_scores_by_hand():
     targets = torch.tensor([[1, 0, 0], [1, 1, 0]])
     counted = torch.tensor([[True, True, False], [True, True, False]])
     level = torch.tensor([[2, 2, 2], [2, 5, 5]])
-    found = training.score(Constant(), make_task("cycle"), Examples(inputs, targets, counted, level))
+    found = training.score(Constant(), make_task("cycle"), Examples(inputs, targets, counted, level), "test")
     assert found == {"": 0.75, "@2": pytest.approx(2 / 3), "@5": 1.0}
-    bits = training.score(Constant(), FakeText(), Examples(inputs, targets, counted))
-    assert bits[""] == pytest.approx((3 * math.log2(4 / 3) + math.log2(4)) / 4)
+    bits = training.score(Constant(), TwoBytes(None), Examples(inputs, targets, counted), "test")
+    assert bits[""] == pytest.approx((3 * math.log2(4 / 3) + math.log2(4)) / 4 / 2)
 
 
 @dataclasses.dataclass(frozen=True)
-class FakeText:
-    metric: str = "bits per byte"
+class TwoBytes(Text):
+    """Symbols that stand for two bytes each."""
+
+    def __post_init__(self):
+        pass
+
+    def bytes_per_symbol(self, split):
+        return {"test": 2.0}[split]
 
 
 def test_the_learning_rate_rises_and_falls_in_straight_lines():

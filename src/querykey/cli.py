@@ -68,7 +68,8 @@ def _add_compare(commands: Any) -> None:
     parser.add_argument(
         "--designs", nargs="+", metavar="DESIGN", help="designs instead of the plan's; the first is the baseline"
     )
-    parser.add_argument("--text", nargs="+", metavar="PATH", help="files, folders or globs for the task text")
+    parser.add_argument("--text", nargs="+", metavar="PATH", help="files, folders, globs or hf:NAME for the task text")
+    parser.add_argument("--tokenizer", metavar="FILE", help="of the tokenizers library, instead of bytes")
     parser.add_argument("--seeds", type=_count_or_auto, metavar="N", help="paired seeds; auto adds them until decided")
     parser.add_argument("--most-seeds", type=int, metavar="N", help="where --seeds auto ends (default: 24)")
     parser.add_argument("--match", choices=("width", "parameters", "flops"), help="what is equal for all designs")

@@ -39,6 +39,7 @@ def compare(
     tasks: Sequence[str] | None = None,
     designs: Sequence[str | Design] | None = None,
     text: Sequence[str | Path] | None = None,
+    tokenizer: str | Path | None = None,
     seeds: int | Literal["auto"] | None = None,
     most_seeds: int = 24,
     match: Match | None = None,
@@ -56,7 +57,8 @@ def compare(
         plan: the name of a plan that ships with querykey, a plan file, or a `Plan`.
         tasks: names of tasks instead of the plan's.
         designs: designs instead of the plan's; the first is the baseline.
-        text: files, folders or globs for the task ``text``, instead of Python's standard library.
+        text: files, folders, globs or ``hf:NAME[:CONFIG]`` for the task ``text``, instead of Python's standard library.
+        tokenizer: a file of the ``tokenizers`` library for the text, instead of bytes.
         seeds: number of paired seeds instead of the plan's; "auto" adds seeds at declared looks (see `SeedSchedule`,
             which says how the error rate is kept) until every verdict is decided or there are `most_seeds`.
         most_seeds: where "auto" ends.
@@ -75,7 +77,7 @@ def compare(
         raise PlanError(f"workers must be at least 1, not {workers}")
     growing = seeds == "auto"
     plan = plan if isinstance(plan, Plan) else load_plan(plan)
-    asked = adjust(plan, tasks, designs, text, most_seeds if seeds == "auto" else seeds, match, setting)
+    asked = adjust(plan, tasks, designs, text, tokenizer, most_seeds if seeds == "auto" else seeds, match, setting)
     looks = SeedSchedule.within(asked.seeds).looks if growing else (asked.seeds,)
     device = _device(device)
     made = asked.make_tasks()
@@ -109,6 +111,7 @@ def adjust(
     tasks: Sequence[str] | None = None,
     designs: Sequence[str | Design] | None = None,
     text: Sequence[str | Path] | None = None,
+    tokenizer: str | Path | None = None,
     seeds: int | None = None,
     match: Match | None = None,
     setting: dict[str, Any] | None = None,
@@ -123,10 +126,11 @@ def adjust(
         choices = {name: choices.get(name) or choose_task(name, {}, {}) for name in tasks}
         if len(choices) < len(tasks):
             raise PlanError(f"each task can be named once, not {' '.join(tasks)}")
-    if text is not None:
+    places = {"paths": text and [str(path) for path in text], "tokenizer": tokenizer and str(tokenizer)}
+    if given := {name: value for name, value in places.items() if value}:
         if "text" not in choices:
             raise PlanError(f"a text is given, but text is not among the tasks: {', '.join(choices)}")
-        options = {**choices["text"].options, "paths": [str(path) for path in text]}
+        options = {**choices["text"].options, **given}
         choices["text"] = dataclasses.replace(choices["text"], options=options)
     known = [field.name for field in dataclasses.fields(Setting)]
     for name in setting or {}:

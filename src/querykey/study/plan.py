@@ -25,6 +25,9 @@ from querykey.study.setting import PlanError, Setting, check
 from querykey.tasks import TASKS, Task, make_task
 
 
+PLACES = ("paths", "tokenizer")  # options that say where something lies; the data hash says what it is
+
+
 @dataclass(frozen=True)
 class TaskChoice:
     """A task of a plan: its name, the options that it is made with, and the setting that is trained on it.
@@ -120,10 +123,10 @@ class Cell:
 
     @property
     def config(self) -> dict[str, Any]:
-        """All that decides the result, in plain values. A text goes by its hash and not by where it lies."""
+        """All that decides the result, in plain values. A text goes by the hash of its symbols, not by where it lies."""
         return {
             "task": self.task.name,
-            "options": {name: value for name, value in sorted(self.task.options.items()) if name != "paths"},
+            "options": {name: value for name, value in sorted(self.task.options.items()) if name not in PLACES},
             "design": str(self.design),
             "seed": self.seed,
             "device": self.device.partition(":")[0],

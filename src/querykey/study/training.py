@@ -22,7 +22,7 @@ from torch import Tensor
 from querykey.design import Design
 from querykey.study.plan import Cell
 from querykey.study.setting import Setting
-from querykey.tasks import Examples, Task, make_task
+from querykey.tasks import Examples, Split, Task, Text, make_task
 from querykey.transformer import Transformer
 
 CHUNK = 64  # steps whose examples are made at once
@@ -81,10 +81,10 @@ def train(cell: Cell, weights: Path | None = None) -> Outcome:
                 return Outcome("diverged", {}, curve, time.perf_counter() - started)
             curve["step"].append(step)
             curve["loss"].append(mean)
-            curve["validation"].append(score(model, task, validation)[""])
+            curve["validation"].append(score(model, task, validation, "validation")[""])
             losses.clear()
     test = _to(task.sample(TEST, generator(task.name, cell.seed, "test"), "test"), device)
-    metrics = {f"test{level}": value for level, value in score(model, task, test).items()}
+    metrics = {f"test{level}": value for level, value in score(model, task, test, "test").items()}
     metrics["validation"] = curve["validation"][-1]
     if weights is not None:
         _save(model, cell, task, test.inputs[:1], weights)
@@ -112,8 +112,11 @@ def load(weights: Path) -> tuple[Transformer, Tensor]:
 
 
 @torch.no_grad()
-def score(model: Transformer, task: Task, examples: Examples) -> dict[str, float]:
-    """The task's metric under the key ``""``, and under ``"@LEVEL"`` for each level that the examples have."""
+def score(model: Transformer, task: Task, examples: Examples, split: Split) -> dict[str, float]:
+    """The task's metric under the key ``""``, and under ``"@LEVEL"`` for each level that the examples have.
+
+    Bits per byte are bits per target over the bytes that a symbol of this split stands for, one where symbols are bytes.
+    """
     model.eval()
     losses, hits = [], []
     for part in _parts(examples, SCORED_AT_ONCE):
@@ -122,7 +125,9 @@ def score(model: Transformer, task: Task, examples: Examples) -> dict[str, float
         losses.append(F.cross_entropy(logits, targets, reduction="none"))
         hits.append((logits.argmax(-1) == targets).double())
     model.train()
-    values = torch.cat(hits) if task.metric == "accuracy" else torch.cat(losses).double() / math.log(2)
+    values = torch.cat(hits)
+    if isinstance(task, Text):
+        values = torch.cat(losses).double() / math.log(2) / task.bytes_per_symbol(split)
     found = {"": float(values.mean())}
     if examples.level is not None:
         levels = examples.level[examples.counted]

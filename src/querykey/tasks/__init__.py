@@ -12,11 +12,12 @@ from typing import Any
 
 from querykey.tasks.brackets import Dyck
 from querykey.tasks.ceiling import Ceiling, argmax_ceiling
+from querykey.tasks.corpus import Corpus
 from querykey.tasks.recall import Induction, Recall
 from querykey.tasks.relations import Cycle, Relation, Shift, Swap
 from querykey.tasks.sequences import Copy, Histogram, Reverse, Sort, Sub
 from querykey.tasks.task import Examples, Positions, Split, Task
-from querykey.tasks.text import Corpus, Text
+from querykey.tasks.text import Text
 
 __all__ = [
     "TASKS",

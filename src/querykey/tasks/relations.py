@@ -179,10 +179,11 @@ class Relation:
         payload       1 (7)    3 (9)    0 (6)    2 (8)    2 (8)    0 (6)
         target        2        2        3        0        0        1
 
-    `chance` is 1/payloads and `best` 1, for some head and not for every design: a head that reads only the position
-    it scores highest reaches f + (1 − f)/payloads, where f is its `argmax_ceiling`; one that mixes may get more. It
-    has no `level`, and no positional information. Without positions the order does not matter, so `all_examples`
-    gives every case there is.
+    `chance` is 1/payloads and `best` 1. `argmax_ceiling` bounds the share of positions at which a head of some kind
+    gives its highest weight to the right one (`related_positions`). A head that reads that one alone then scores at
+    most f + (1 − f)/payloads, f being the ceiling; one that mixes several, or a residual stream beside it, may get
+    more. It has no `level`, and no positional information: the order does not matter, so `all_examples` gives every
+    case there is.
     """
 
     name: ClassVar[str] = "relation"
@@ -229,6 +230,11 @@ class Relation:
         payloads = torch.randint(self.payloads, (count, self.length), generator=generator)
         return self._examples(tokens, payloads)
 
+    def related_positions(self, inputs: Int[Tensor, "count length features"]) -> Int[Tensor, "count length"]:
+        """The position that each position is to attend to: where the highest weights of a right head lie."""
+        tokens = inputs[..., 0]
+        return tokens.argsort(dim=1).gather(1, self.related[tokens])
+
     def all_examples(self) -> Examples:
         """Every assignment of payloads, once, with the tokens in ascending order.
 
@@ -245,10 +251,10 @@ class Relation:
         return self._examples(torch.arange(self.length).expand(count, -1), payloads)
 
     def _examples(self, tokens: Int[Tensor, "count length"], payloads: Int[Tensor, "count length"]) -> Examples:
-        place = tokens.argsort(dim=1)
+        inputs = torch.stack([tokens, self.length + payloads], dim=-1)
         return Examples(
-            inputs=torch.stack([tokens, self.length + payloads], dim=-1),
-            targets=payloads.gather(1, place.gather(1, self.related[tokens])),
+            inputs=inputs,
+            targets=payloads.gather(1, self.related_positions(inputs)),
             counted=torch.ones_like(tokens, dtype=torch.bool),
         )
 
