@@ -76,6 +76,11 @@ def _add_compare(commands: Any) -> None:
     parser.add_argument("--out", metavar="DIR", help="folder of the records and the report (default: runs/PLAN)")
     parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core)")
     parser.add_argument("--device", metavar="NAME", help="auto (default), cpu, cuda, ...")
+    parser.add_argument("--engine", choices=("local", "ray"), help="local processes (default), or Ray tasks")
+    parser.add_argument(
+        "--ray-address", metavar="HOST:PORT", help="a running Ray cluster (default: one of this machine)"
+    )
+    parser.add_argument("--gpus", type=float, metavar="SHARE", help="of a GPU that each Ray task asks for")
     sizes = parser.add_argument_group("model and training, for all tasks instead of the plan's")
     for name, kind in _settings().items():
         sizes.add_argument(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +13,7 @@ from typing import Any, Literal
 import torch
 
 from querykey.design import Design
-from querykey.study import engines, result
+from querykey.study import engines, ray_engine, result
 from querykey.study.matching import Match
 from querykey.study.plan import Cell, Plan, choose_task, load_plan
 from querykey.study.records import Declared, Records, Study
@@ -20,6 +21,8 @@ from querykey.study.setting import PlanError, Setting
 from querykey.study.statistics import SeedSchedule
 from querykey.study.training import Outcome
 from querykey.tasks import Task
+
+Engine = Callable[[Sequence[engines.Work]], Iterator[tuple[Cell, Outcome]]]
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,9 @@ def compare(
     out: str | Path | None = None,
     workers: int | None = None,
     device: str = "auto",
+    engine: Literal["local", "ray"] = "local",
+    ray_address: str | None = None,
+    gpus: float = 0.0,
     watch: Callable[[Progress], None] | None = None,
     **setting: Any,
 ) -> result.Result:
@@ -66,6 +72,9 @@ def compare(
         out: the folder of the records; ``runs/NAME`` when not given.
         workers: processes; one per core when not given.
         device: "auto", or any that torch knows.
+        engine: "local" processes, or "ray" tasks (extra ``ray``); the records are the same.
+        ray_address: of a running Ray cluster; without, Ray makes one of `workers` cores here.
+        gpus: share of a GPU that each Ray task asks for.
         watch: called after each cell.
         setting: fields of `Setting`, such as ``steps=100`` or ``dim=128``, for all tasks.
 
@@ -83,6 +92,11 @@ def compare(
     made = asked.make_tasks()
     cells = asked.cells(made, device)
     workers = workers or (engines.cores() if device == "cpu" else 1)
+    run: Engine = partial(engines.run_local, workers=workers)
+    if engine == "ray":
+        run = partial(ray_engine.run_ray, workers=workers, address=ray_address, gpus=gpus)
+    elif engine != "local":
+        raise PlanError(f"engine must be local or ray, not {engine!r}")
     with Records(out or Path("runs") / asked.name, create=True) as records, records.lock():
         wanted: list[Cell] = []
         for before, look in pairwise((0, *looks)):
@@ -90,7 +104,7 @@ def compare(
             wanted += [cell for cell in cells if before <= cell.seed < look and (still is None or _id(cell) in still)]
             study = describe(dataclasses.replace(asked, seeds=look), made, wanted)
             records.keep_study(dataclasses.replace(study, looks=list(looks) if growing else []))
-            _train_missing(records, study, wanted, workers, watch)
+            _train_missing(records, study, wanted, run, watch)
             if not _undecided(result.read(records.folder)):
                 break
         return result.read(records.folder)
@@ -172,7 +186,7 @@ def _train_missing(
     records: Records,
     study: Study,
     cells: Sequence[Cell],
-    workers: int,
+    run: Engine,
     watch: Callable[[Progress], None] | None,
 ) -> None:
     finished = records.finished()
@@ -180,7 +194,7 @@ def _train_missing(
     # the weights of the first seed are kept, for the report and for whoever opens the run later
     work = [(cell, records.weights_of(cell) if cell.seed == 0 else None) for cell in left]
     done = len(cells) - len(left)
-    for cell, outcome in engines.run_local(work, workers):
+    for cell, outcome in run(work):
         records.add(cell, outcome)
         done += 1
         if watch is not None:

@@ -24,7 +24,6 @@ from querykey.study.matching import Match, matched
 from querykey.study.setting import PlanError, Setting, check
 from querykey.tasks import TASKS, Task, make_task
 
-
 PLACES = ("paths", "tokenizer")  # options that say where something lies; the data hash says what it is
 
 
@@ -123,7 +122,7 @@ class Cell:
 
     @property
     def config(self) -> dict[str, Any]:
-        """All that decides the result, in plain values. A text goes by the hash of its symbols, not by where it lies."""
+        """All that decides the result, in plain values. A text goes by the hash of its symbols, not by its place."""
         return {
             "task": self.task.name,
             "options": {name: value for name, value in sorted(self.task.options.items()) if name not in PLACES},

@@ -115,7 +115,7 @@ def load(weights: Path) -> tuple[Transformer, Tensor]:
 def score(model: Transformer, task: Task, examples: Examples, split: Split) -> dict[str, float]:
     """The task's metric under the key ``""``, and under ``"@LEVEL"`` for each level that the examples have.
 
-    Bits per byte are bits per target over the bytes that a symbol of this split stands for, one where symbols are bytes.
+    Bits per byte are bits per target over the bytes that a symbol of this split stands for: 1 where symbols are bytes.
     """
     model.eval()
     losses, hits = [], []
