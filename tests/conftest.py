@@ -7,7 +7,7 @@ from jaxtyping import config, install_import_hook
 # An int is a float to Python's type checkers (PEP 484), and so here.
 install_import_hook("querykey", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # what is tested is small
 
 
 @pytest.fixture

@@ -120,19 +120,32 @@ class Transformer(nn.Module):
         Raises:
             ValueError: if there are more positions than learned ones, or not one cache per layer.
         """
-        start = len(caches[0]) if caches else 0
         if caches is not None and len(caches) != len(self.blocks):
             raise ValueError(f"expected one cache for each of the {len(self.blocks)} layers, got {len(caches)}")
-        x = self.embedding(inputs).sum(-2)
-        if self.positions is not None:
-            end = start + inputs.shape[1]
-            if end > self.length:
-                raise ValueError(f"the model has {self.length} learned positions; {end} would be too many")
-            x = x + self.positions[start:end]
+        x = self._embed(inputs, len(caches[0]) if caches else 0)
         for block, cache in zip(self.blocks, caches or itertools.repeat(None), strict=False):
             x = block(x, mask, cache)
         scores: Tensor = self.unembedding(self.norm(x))
         return scores
+
+    def first_attention(
+        self, inputs: Int[Tensor, "batch length features"]
+    ) -> Float[Tensor, "batch heads length length"]:
+        """The attention weights of the first layer."""
+        block = self.blocks[0]
+        assert isinstance(block, Block)
+        weights: Tensor = block.attention(block.attention_norm(self._embed(inputs, 0)), return_weights=True)[1]
+        return weights
+
+    def _embed(self, inputs: Tensor, start: int) -> Tensor:
+        """The sum of each position's symbols, and its learned position if there are any."""
+        x: Tensor = self.embedding(inputs).sum(-2)
+        if self.positions is None:
+            return x
+        end = start + inputs.shape[1]
+        if end > self.length:
+            raise ValueError(f"the model has {self.length} learned positions; {end} would be too many")
+        return x + self.positions[start:end]
 
     @property
     def attentions(self) -> list[SelfAttention]:

@@ -20,9 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from querykey.design import Design
+from querykey.study.ceilings import argmax_share
 from querykey.study.plan import Cell
 from querykey.study.setting import Setting
-from querykey.tasks import Examples, Split, Task, Text, make_task
+from querykey.tasks import Examples, Relation, Split, Task, Text, make_task
 from querykey.transformer import Transformer
 
 CHUNK = 64  # steps whose examples are made at once
@@ -36,7 +37,8 @@ class Outcome:
     """What a cell gave. `metrics` is empty where training diverged.
 
     `curve` has the lists ``step``, ``loss`` (mean training loss in nats since the last point) and ``validation`` (in
-    the task's metric). `metrics` has ``test`` and ``validation``, and ``test@LEVEL`` for tasks with levels.
+    the task's metric). `metrics` has ``test`` and ``validation``, ``test@LEVEL`` for tasks with levels, and for
+    relations ``argmax``, the share of positions at which the first head looks at the right one most.
     """
 
     status: str
@@ -86,6 +88,8 @@ def train(cell: Cell, weights: Path | None = None) -> Outcome:
     test = _to(task.sample(TEST, generator(task.name, cell.seed, "test"), "test"), device)
     metrics = {f"test{level}": value for level, value in score(model, task, test, "test").items()}
     metrics["validation"] = curve["validation"][-1]
+    if isinstance(task, Relation):
+        metrics["argmax"] = argmax_share(model, task, test)
     if weights is not None:
         _save(model, cell, task, test.inputs[:1], weights)
     status = "finished" if all(map(math.isfinite, metrics.values())) else "diverged"

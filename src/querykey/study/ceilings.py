@@ -1,0 +1,37 @@
+"""How far a head's highest weights can follow a relation, and how far a trained head's do."""
+
+from __future__ import annotations
+
+import torch
+
+from querykey.design import Design
+from querykey.study.setting import Setting
+from querykey.tasks import Ceiling, Examples, Relation, argmax_ceiling
+from querykey.tasks.ceiling import Scores
+from querykey.transformer import Transformer
+
+
+def kind_of_scores(design: Design) -> Scores:
+    """What is known of a design's scores without a mask: see `argmax_ceiling`."""
+    if not design.shares("q", "k") or design.core == "full":
+        return "general"
+    if design.core is not None:
+        return "symmetric"
+    # a norm with learned gains makes keys of nearly one length, but not exactly: it stays with the general shared head
+    return "psd" if design.similarity == "dot" else "equal norms"
+
+
+def ceiling(task: Relation, design: Design, setting: Setting) -> Ceiling | None:
+    """The ceiling of a design on a relation; None for more than one head or layer, to which it does not apply."""
+    if setting.heads > 1 or setting.layers > 1:
+        return None
+    return argmax_ceiling(task.kind, task.length, kind_of_scores(design), design.selfmask)
+
+
+@torch.no_grad()
+def argmax_share(model: Transformer, task: Relation, examples: Examples) -> float:
+    """Share of positions at which the first head gives its highest weight to the related position."""
+    model.eval()
+    weights = model.first_attention(examples.inputs)[:, 0]
+    model.train()
+    return float((weights.argmax(-1) == task.related_positions(examples.inputs)).double().mean())
