@@ -187,6 +187,28 @@ def test_seeds_are_added_until_each_verdict_is_decided(tmp_path, monkeypatch):
     assert result.study.looks == [6, 10, 12]
 
 
+def test_each_design_gets_the_learning_rate_that_is_best_on_validation(tmp_path, monkeypatch):
+    """With outcomes made up: the best rate differs by design, and the test score would choose another."""
+    best = {"q,k,v": 0.01, "q=k,v": 0.1}
+
+    def made_up(work, workers):
+        for cell, _ in work:
+            rate = cell.task.setting.lr
+            validation = 0.9 if rate == best[str(cell.design)] else 0.2
+            if rate == 1.0:
+                yield cell, Outcome("diverged")
+            else:
+                yield cell, Outcome("finished", {"test": 1 - validation, "validation": validation}, {}, 0.0)
+
+    monkeypatch.setattr(engines, "run_local", made_up)
+    plan = from_mapping({"designs": ["q,k,v", "q=k,v"], "tasks": {"cycle": {}}, "seeds": 2}, "tuned")
+    result = querykey.compare(plan, out=tmp_path, tune=[0.01, 0.1, 1.0])
+    rates = dict(zip(result.cells["design"], result.cells["config.lr"], strict=True))
+    assert rates == best
+    assert sorted(result.cells["seed"]) == [0, 0, 1, 1]
+    assert len(lasting(tmp_path)) == 4 + 2 * 3 * 3  # the tuning's own seeds are kept too, and not reported
+
+
 def test_two_runs_do_not_write_to_one_folder_at_once(tmp_path):
     with Records(tmp_path, create=True) as records, records.lock():
         failures = []

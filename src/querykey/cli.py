@@ -73,6 +73,7 @@ def _add_compare(commands: Any) -> None:
     parser.add_argument("--seeds", type=_count_or_auto, metavar="N", help="paired seeds; auto adds them until decided")
     parser.add_argument("--most-seeds", type=int, metavar="N", help="where --seeds auto ends (default: 24)")
     parser.add_argument("--match", choices=("width", "parameters", "flops"), help="what is equal for all designs")
+    parser.add_argument("--tune", nargs="+", type=float, metavar="LR", help="learning rates to choose from, per design")
     parser.add_argument("--out", metavar="DIR", help="folder of the records and the report (default: runs/PLAN)")
     parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core)")
     parser.add_argument("--device", metavar="NAME", help="auto (default), cpu, cuda, ...")

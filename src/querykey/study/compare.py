@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 
 from querykey.design import Design
-from querykey.study import engines, ray_engine, result
+from querykey.study import engines, ray_engine, result, tuning
 from querykey.study.matching import Match
 from querykey.study.plan import Cell, Plan, choose_task, load_plan
 from querykey.study.records import Declared, Records, Study
@@ -46,6 +46,7 @@ def compare(
     seeds: int | Literal["auto"] | None = None,
     most_seeds: int = 24,
     match: Match | None = None,
+    tune: Sequence[float] | None = None,
     out: str | Path | None = None,
     workers: int | None = None,
     device: str = "auto",
@@ -69,6 +70,8 @@ def compare(
             which says how the error rate is kept) until every verdict is decided or there are `most_seeds`.
         most_seeds: where "auto" ends.
         match: what is equal for all designs instead of the plan's: "width", "parameters" or "flops".
+        tune: learning rates to choose from, for each design and task, instead of the plan's; chosen on validation with
+            seeds of their own.
         out: the folder of the records; ``runs/NAME`` when not given.
         workers: processes; one per core when not given.
         device: "auto", or any that torch knows.
@@ -86,7 +89,9 @@ def compare(
         raise PlanError(f"workers must be at least 1, not {workers}")
     growing = seeds == "auto"
     plan = plan if isinstance(plan, Plan) else load_plan(plan)
-    asked = adjust(plan, tasks, designs, text, tokenizer, most_seeds if seeds == "auto" else seeds, match, setting)
+    asked = adjust(
+        plan, tasks, designs, text, tokenizer, most_seeds if seeds == "auto" else seeds, match, tune, setting
+    )
     looks = SeedSchedule.within(asked.seeds).looks if growing else (asked.seeds,)
     device = _device(device)
     made = asked.make_tasks()
@@ -98,6 +103,12 @@ def compare(
     elif engine != "local":
         raise PlanError(f"engine must be local or ray, not {engine!r}")
     with Records(out or Path("runs") / asked.name, create=True) as records, records.lock():
+        if asked.tune:
+            tried = tuning.grid(cells, asked.tune)
+            _train_missing(records, describe(asked, made, tried), tried, run, watch)
+            higher = {name: task.metric == "accuracy" for name, task in made.items()}
+            chosen = tuning.best_rates(tried, records.cells([cell.key for cell in tried]), higher)
+            cells = [tuning.with_rate(cell, chosen[_id(cell)]) for cell in cells]
         wanted: list[Cell] = []
         for before, look in pairwise((0, *looks)):
             still = _undecided(result.read(records.folder)) if before else None
@@ -128,6 +139,7 @@ def adjust(
     tokenizer: str | Path | None = None,
     seeds: int | None = None,
     match: Match | None = None,
+    tune: Sequence[float] | None = None,
     setting: dict[str, Any] | None = None,
 ) -> Plan:
     """A plan with some of it replaced; arguments as in `compare`.
@@ -163,6 +175,7 @@ def adjust(
         designs=plan.designs if designs is None else tuple(Design.parse(design) for design in designs),
         seeds=plan.seeds if seeds is None else seeds,
         match=plan.match if match is None else match,
+        tune=plan.tune if tune is None else tuple(tune),
     )
 
 

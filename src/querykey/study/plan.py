@@ -60,6 +60,7 @@ class Plan:
         tasks: at least one.
         seeds: how many paired seeds.
         match: what is equal for all designs: "width", "parameters" or "flops"; see `matched`.
+        tune: learning rates to choose from for each design and task; none: the setting's own.
 
     Raises:
         PlanError: if there are no designs, tasks or seeds, or one of them is there twice.
@@ -71,8 +72,10 @@ class Plan:
     seeds: int = 6
     question: str = ""
     match: Match = "width"
+    tune: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
+        check("tune", all(0 < rate < float("inf") for rate in self.tune), "positive learning rates", self.tune)
         check("seeds", self.seeds >= 1, "at least 1", self.seeds)
         for kind, names in (("designs", [*map(str, self.designs)]), ("tasks", [task.name for task in self.tasks])):
             check(kind, len(names) >= 1, "at least one", "none")
@@ -163,14 +166,14 @@ def load_plan(name: str | Path) -> Plan:
 def from_mapping(values: Mapping[str, Any], name: str) -> Plan:
     """The plan that plain values describe.
 
-    ``designs`` and ``tasks`` are needed; ``seeds``, ``match`` and ``question`` may be there. ``model`` holds what
-    the settings of all tasks have in common; each table of ``tasks`` holds a task's own, its options and its margin.
+    ``designs`` and ``tasks`` are needed; ``seeds``, ``match``, ``tune`` and ``question`` may be there. ``model`` holds
+    what the settings of all tasks have in common; each table of ``tasks`` a task's own, its options and its margin.
 
     Raises:
         PlanError: if a key is unknown, or a value is not what it should be.
     """
     try:
-        _known(values, ("question", "designs", "seeds", "match", "model", "tasks"), "a plan")
+        _known(values, ("question", "designs", "seeds", "match", "tune", "model", "tasks"), "a plan")
         for needed in ("designs", "tasks"):
             check(needed, bool(values.get(needed)), "at least one", "none")
         common = values.get("model", {})
@@ -182,6 +185,7 @@ def from_mapping(values: Mapping[str, Any], name: str) -> Plan:
             seeds=values.get("seeds", 6),
             question=values.get("question", ""),
             match=values.get("match", "width"),
+            tune=tuple(map(float, values.get("tune", ()))),
         )
     except (TypeError, AttributeError) as error:
         raise PlanError(f"plan {name}: a value has the wrong type: {error}") from None
