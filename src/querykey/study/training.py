@@ -27,7 +27,7 @@ from querykey.tasks import Examples, Relation, Split, Task, Text, make_task
 from querykey.transformer import Transformer
 
 CHUNK = 64  # steps whose examples are made at once
-VALIDATION, TEST = 512, 1024  # examples
+VALIDATION, TEST = 128, 1024  # examples; validation is scored at every point of the curve
 SCORED_AT_ONCE = 256
 EXAMPLE = "example"  # the name of the example among the kept weights
 
