@@ -9,8 +9,8 @@ SCRIPT = """
 import torch
 from querykey import SelfAttention
 
-DESIGNS = ["q,k,v", "q=k,v+core=full+selfmask", "q,k=v+cosine+qknorm", "q=k,v+core=signed+l2", "q=v,k", "q=k=v+core=symmetric",
-           "q,k,v+kv_heads=2+qk_dim=6", "q=k=x,v"]
+DESIGNS = ["q,k,v", "q=k,v+core=full+selfmask", "q,k=v+cosine+qknorm", "q=k,v+core=signed+l2",
+           "q=v,k", "q=k=v+core=symmetric", "q,k,v+kv_heads=2+qk_dim=6", "q=k=x,v"]
 torch.manual_seed(0)
 for number, design in enumerate(DESIGNS):
     causal, rotary = number % 2 == 0, "symmetric" not in design and number % 3 == 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import csv
 import dataclasses
+import io
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -26,6 +27,9 @@ DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and give its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that has no ± still gets its table
     parser = _parser()
     chosen = parser.parse_args(arguments)
     try:
@@ -91,6 +95,8 @@ def _add_compare(commands: Any) -> None:
 
 
 def _count_or_auto(text: str) -> int | str:
+    if text != "auto" and not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a whole number or auto, not {text!r}")
     return text if text == "auto" else int(text)
 
 

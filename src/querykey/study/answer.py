@@ -6,7 +6,7 @@ with a shared one and nothing else changed. Then one sentence per design.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from querykey.design import Design
@@ -83,10 +83,7 @@ def _on_two_matrices(study: Study, comparisons: Sequence[Comparison]) -> list[st
         found += f" On {_and(same)} it is no worse beyond the margin."
     if unclear:
         found += f" On {_and(unclear)} these runs cannot tell."
-    mended = [name for name in by_design if name != bare and _remedies(name, by_design[name], worse)]
-    if mended:
-        loses = "loses" if len(mended) == 1 else "lose"
-        found += f" But a second matrix is not the only remedy: {_and(mended)} {loses} nothing there beyond the margin."
+    found += _remedies(by_design, bare, worse)
     return [found]
 
 
@@ -94,7 +91,7 @@ def _ties_alone(design: Design, baseline: Design) -> bool:
     """Whether the design differs from the baseline in that queries and keys share their matrix, and in nothing else."""
     return (
         design.shares("q", "k")
-        and not any(baseline.shares(*pair) for pair in ("qk", "qx", "kx"))
+        and not any(baseline.shares(*pair) for pair in ("qx", "kx"))
         and not design.shares("q", "x")
         and design.shares("q", "v") == baseline.shares("q", "v")
         and design.shares("v", "x") == baseline.shares("v", "x")
@@ -115,9 +112,17 @@ def _sorted_out(comparisons: Sequence[Comparison]) -> tuple[list[str], list[str]
     return worse, same, unclear
 
 
-def _remedies(name: str, comparisons: Sequence[Comparison], tasks: Collection[str]) -> bool:
-    """Whether a design with one matrix for queries and keys is not worse beyond the margin on all these tasks."""
-    return Design.parse(name).shares("q", "k") and set(tasks) <= set(_sorted_out(comparisons)[1])
+def _remedies(by_design: dict[str, list[Comparison]], bare: str, worse: Sequence[str]) -> str:
+    """Which designs with one matrix for queries and keys lose nothing where the bare one does, on most of the tasks."""
+    tied = [name for name in by_design if name != bare and Design.parse(name).shares("q", "k")]
+    mended = {name: [task for task in worse if task in _sorted_out(by_design[name])[1]] for name in tied}
+    most = max(mended.values(), key=len, default=[])
+    if not most:
+        return ""
+    names = [name for name, tasks in mended.items() if tasks == most]
+    where = "there" if most == worse else f"on {_and(most)}"
+    loses = "loses" if len(names) == 1 else "lose"
+    return f" But a second matrix is not the only remedy: {_and(names)} {loses} nothing beyond the margin {where}."
 
 
 def _why(comparisons: Sequence[Comparison]) -> str:

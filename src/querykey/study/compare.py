@@ -16,7 +16,7 @@ from querykey.design import Design
 from querykey.study import engines, ray_engine, result, tuning
 from querykey.study.matching import Match
 from querykey.study.plan import Cell, Plan, choose_task, load_plan
-from querykey.study.records import Declared, Records, Study
+from querykey.study.records import Declared, Records, Study, weights_path
 from querykey.study.setting import PlanError, Setting
 from querykey.study.statistics import SeedSchedule
 from querykey.study.training import Outcome
@@ -205,7 +205,7 @@ def _train_missing(
     finished = records.finished()
     left = [cell for cell in cells if cell.key not in finished]
     # the weights of the first seed are kept, for the report and for whoever opens the run later
-    work = [(cell, records.weights_of(cell) if cell.seed == 0 else None) for cell in left]
+    work = [(cell, weights_path(records.folder, cell.key) if cell.seed == 0 else None) for cell in left]
     done = len(cells) - len(left)
     for cell, outcome in run(work):
         records.add(cell, outcome)

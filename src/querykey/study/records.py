@@ -188,10 +188,6 @@ class Records:
         present = frame.set_index("key", drop=False)
         return present.loc[[key for key in keys if key in present.index]].reset_index(drop=True)
 
-    def weights_of(self, cell: Cell) -> Path:
-        """Where the trained weights of a cell are kept, if they are."""
-        return self.folder / "weights" / f"{cell.key}.safetensors"
-
     @contextmanager
     def _failing_in_words(self) -> Iterator[None]:
         try:
@@ -200,6 +196,11 @@ class Records:
             raise RecordsError(f"{self.path} cannot be used: {error}; what was finished before is kept") from error
         except OSError as error:
             raise RecordsError(f"{self.folder} cannot be used: {error.strerror or error}") from error
+
+
+def weights_path(folder: Path, key: str) -> Path:
+    """Where the trained weights of a cell are kept, if they are."""
+    return folder / "weights" / f"{key}.safetensors"
 
 
 @lru_cache

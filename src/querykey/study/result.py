@@ -7,7 +7,7 @@ result.curves     one row per point     result.answer()   the same in plain word
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,8 @@ import pandas as pd
 
 from querykey.design import Design
 from querykey.study.answer import answer
-from querykey.study.records import Records, Study
+from querykey.study.convergence import converged_at, still_improving
+from querykey.study.records import Records, Study, weights_path
 from querykey.study.setting import Setting
 from querykey.study.statistics import SeedSchedule
 from querykey.study.verdict import Arms, Comparison, Rule, compare_family
@@ -110,9 +111,37 @@ class Result:
         ratios = {f"{name}_ratio": frame[name] / frame["task"].map(baseline[name]) for name in names}
         return frame.assign(**ratios)
 
-    def setting(self, task: str) -> Setting | None:
-        """How the task's models were made and trained; None as long as there is no cell of it."""
-        return next((setting for (name, _), setting in self._settings.items() if name == task), None)
+    @cached_property
+    def convergence(self) -> pd.DataFrame:
+        """Whether training had ended when it was stopped, per task and design, over the cells that finished.
+
+        Columns: ``task``, ``design``, ``converged_at``, the median over cells of the step from which on validation
+        stays within the margin of its last value (NaN where most get there with their last point), and
+        ``improving``, the share of cells that rose by more than the margin over the last fifth.
+        """
+        found: dict[tuple[str, str], list[tuple[float, bool]]] = {}
+        for task, design, status, curve in self._columns("task", "design", "status", "curve"):
+            if status == "finished":
+                how = (curve, self.higher_is_better(task), self.margins[task])
+                found.setdefault((task, design), []).append((converged_at(*how) or np.inf, still_improving(*how)))
+        rows = [(*pair, np.median(cells, axis=0)[0], np.mean(cells, axis=0)[1]) for pair, cells in found.items()]
+        frame = pd.DataFrame(rows, columns=["task", "design", "converged_at", "improving"])
+        return frame.replace({"converged_at": {np.inf: np.nan}})
+
+    @cached_property
+    def margins(self) -> dict[str, float]:
+        """By task, the difference that does not matter: the plan's, or from the noise of the baseline over seeds.
+
+        Where comparisons of a task rest on different seeds it is the largest; where there is none, the least there is.
+        """
+        found = dict.fromkeys(self.study.tasks, self.rule.margin_floor)
+        for c in self.comparisons:
+            found[c.task] = max(found[c.task], c.equivalence.margin)
+        return {task: facts["margin"] or found[task] for task, facts in self.study.tasks.items()}
+
+    def settings(self, task: str) -> dict[str, Setting]:
+        """How the models of each design that has a cell of the task were made and trained, the baseline first."""
+        return {design: setting for (name, design), setting in self._settings.items() if name == task}
 
     def scores(self, task: str, design: str) -> dict[int, float]:
         """The test scores of a design on a task by seed; a diverged cell is NaN."""
@@ -125,7 +154,7 @@ class Result:
     def weights(self, task: str, design: str) -> Path:
         """Where the trained weights of the first seed are kept, if they are."""
         keys = (c.key for c in self.study.cells if c.task == task and c.design == design and c.seed == 0)
-        return self.folder / "weights" / f"{next(keys, 'none')}.safetensors"
+        return weights_path(self.folder, next(keys, "none"))
 
     def answer(self) -> list[str]:
         """The study's question, then its answer in plain words, drawn from the numbers alone."""
@@ -140,8 +169,7 @@ class Result:
     @cached_property
     def _scores(self) -> dict[tuple[str, str], dict[int, float]]:
         found: dict[tuple[str, str], dict[int, float]] = {}
-        columns = (self.records[name] for name in ("task", "design", "seed", "metrics"))
-        for task, design, seed, metrics in zip(*columns, strict=True):
+        for task, design, seed, metrics in self._columns("task", "design", "seed", "metrics"):
             found.setdefault((task, design), {})[int(seed)] = float(metrics.get("test", np.nan))
         return found
 
@@ -149,10 +177,12 @@ class Result:
     def _settings(self) -> dict[tuple[str, str], Setting]:
         """The setting of each task and design of which there is a cell, in the study's order."""
         names = [one.name for one in fields(Setting)]
-        columns = (self.records[name] for name in ("task", "design", "config"))
-        configs = {(task, design): config for task, design, config in zip(*columns, strict=True)}
+        configs = {(task, design): config for task, design, config in self._columns("task", "design", "config")}
         order = [(task, design) for task in self.study.tasks for design in self.study.designs]
         return {pair: Setting(**{name: configs[pair][name] for name in names}) for pair in order if pair in configs}
+
+    def _columns(self, *names: str) -> Iterator[tuple[Any, ...]]:
+        return zip(*(self.records[name].tolist() for name in names), strict=True)
 
     def _arms(self, task: str, design: str) -> Arms:
         baseline = self.scores(task, self.study.designs[0])

@@ -29,6 +29,7 @@ _ROUNDING = 1e-12  # relative error of a difference, against the values it comes
 _TIES = 1e-10  # sums this close, relatively, count as equal
 
 Seeds = Float[np.ndarray, "seeds"]
+Runs = Float[np.ndarray, "_"]  # of any number, another in each array
 Alternative = Literal["two-sided", "greater", "less"]
 
 
@@ -144,8 +145,7 @@ class SignFlips:
         (Hartigan 1969, Tritchler 1984). Six pairs at 95 % give the range of the differences, of confidence 1 − 2^(−5).
         """
         means = self.sums[self.sizes > 0] / self.sizes[self.sizes > 0]
-        empty = len(self.sums) - len(means)  # these lie beyond every mean; 1 where all subsets are counted
-        c = int((1 - confidence) / 2 * len(self.sums) + _TIES) - empty + 1
+        c = int((1 - confidence) / 2 * len(self.sums) + _TIES)
         if c < 1:
             return -inf, inf
         ordered = np.partition(means, (c - 1, len(means) - c))
@@ -228,7 +228,7 @@ def sufficient_seeds(
     return enough if enough <= MOST_SEEDS else None
 
 
-def probability_of_improvement(tasks: Iterable[tuple[Seeds, Seeds, bool]]) -> float:
+def probability_of_improvement(tasks: Iterable[tuple[Runs, Runs, bool]]) -> float:
     """Chance that a run of a design beats a run of the baseline on a task drawn at random (2108.13264).
 
     One (scores of the design, scores of the baseline, higher is better) per task. All pairs of runs are compared,

@@ -8,11 +8,15 @@ claims can be made of each:
 
 A claim needs p ≤ alpha of the t test after Holm over the whole family, and the consent of the sign-flip test: its own
 p after Holm ≤ alpha or, where n pairs are too few for that, the smallest p that it can have, which says that every
-single pair points the same way (lies within the margin). So from 1 + log2(family / alpha) pairs on the family-wise
-error is at most alpha for every noise that is symmetric under the null, by theorem; below, the t test carries the
-correction, and simulation says how it fares with noise like that of real cells (studies/results/simulations.md). The
-two kinds of claim are corrected apart: any false "better" in at most a share alpha of families, and any false "no
-difference" likewise. Of one comparison never both can be false.
+single pair points the same way (lies within the margin). So from 1 + log2(family / alpha) pairs on, 10 for sixteen
+comparisons, the family-wise error is at most alpha for every noise that is symmetric under the null, by theorem; with
+fewer the t test carries the correction, and simulation says how it fares (studies/results/simulations.md). The two
+kinds of claim are corrected apart: any false "better" in at most a share alpha of families, and any false "no
+difference" likewise. Of one comparison at most one of the two can be false.
+
+The null is that two designs behave alike over seeds; then paired differences are symmetric, however skewed the scores.
+Means that are equal because one design fails rarely but badly are beyond a few pairs: most often they see no failure,
+and say that it is better, or no different. So the scores themselves belong beside every verdict.
 """
 
 from __future__ import annotations
@@ -149,7 +153,7 @@ class Comparison:
     def words(self) -> str:
         """The verdict in words."""
         margin = f"the margin ({self.equivalence.margin:.3g})"
-        if self.better:
+        if self.better is not None:
             return f"{self.better} is better" + (f", by less than {margin}" if self.within_margin else "")
         if self.verdict is Verdict.EQUIVALENT:
             return f"no difference within {margin}"
@@ -210,7 +214,7 @@ def compare_family(
             break  # cells of this look are still to come
         looked = _look(now, baseline, rng, rule, alpha, decided)
         if len(first) == len(seeds):
-            return looked
+            return looked  # nothing has come since
         decided = {(c.task, c.design): c for c in looked if c.decided}
     return _look(pairs, baseline, rng, rule, alpha, decided, at_look=False)
 
@@ -260,7 +264,7 @@ def _look(
     for c in comparisons:
         d, e = c.difference, c.equivalence
         made = c.decided
-        better.append((_MADE if c.better else _NOT_MADE) if made else (d.p_t, d.p_flip, 2.0 ** (1 - d.n)))
+        better.append((_MADE if c.better is not None else _NOT_MADE) if made else (d.p_t, d.p_flip, 2.0 ** (1 - d.n)))
         same.append((_MADE if c.within_margin else _NOT_MADE) if made else (e.p_t, e.p_flip, 2.0**-d.n))
     claims = zip(comparisons, _claims(better, alpha), _claims(same, alpha), strict=True)
     level = alpha / max(1, len(family))
