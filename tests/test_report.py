@@ -23,7 +23,7 @@ from querykey.study.answer import in_words
 from querykey.study.compare import describe
 from querykey.study.maps import _most_different, attention_maps, head_maps
 from querykey.study.plan import Plan, Setting, TaskChoice
-from querykey.study.records import Records
+from querykey.study.records import Records, weights_path
 from querykey.study.result import read
 from querykey.study.training import Outcome, load
 
@@ -59,7 +59,7 @@ def keep(
             design = str(cell.design)
             of_seeds = scores.get((cell.task.name, design)) or scores[design]
             if of_seeds[cell.seed] is not GONE:
-                kept = records.weights_of(cell) if weights and cell.seed == 0 else None
+                kept = weights_path(records.folder, cell.key) if weights and cell.seed == 0 else None
                 records.add(cell, trained(cell, kept) if kept else outcome(of_seeds[cell.seed], evaluations, **metrics))
     return read(folder)
 
