@@ -1,1 +1,41 @@
 """The bilinear form W_Q W_Kᵀ of one head: its metrics and the closest shared heads. Mathematics only."""
+
+from querykey.bilinear.argmax import argmax_cycles
+from querykey.bilinear.closed_form import (
+    SharedHead,
+    best_core,
+    best_signed,
+    best_tied,
+    best_tied_rotary,
+    copied_queries,
+    core_bound,
+    core_on_keys,
+    shared_bias,
+)
+from querykey.bilinear.form import METRICS, BilinearForm
+from querykey.bilinear.key_value import SharedKeyValue, best_key_value
+from querykey.bilinear.nulls import Null, null, random_heads
+from querykey.bilinear.rotary import RotaryForm
+from querykey.bilinear.rotation import Rotation
+
+__all__ = [
+    "METRICS",
+    "BilinearForm",
+    "Null",
+    "RotaryForm",
+    "Rotation",
+    "SharedHead",
+    "SharedKeyValue",
+    "argmax_cycles",
+    "best_core",
+    "best_key_value",
+    "best_signed",
+    "best_tied",
+    "best_tied_rotary",
+    "copied_queries",
+    "core_bound",
+    "core_on_keys",
+    "null",
+    "random_heads",
+    "shared_bias",
+]

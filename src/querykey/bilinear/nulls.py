@@ -1,0 +1,132 @@
+"""What every measure reads on heads that mean nothing: Gaussian W_Q and W_K of the same shape.
+
+Where there is a formula it is used, and `Null.source` says "exact": the mean holds for every dim and head_dim. Turning
+W_K by a random rotation of the model dimension changes nothing in the distribution, and the moments of such rotations
+are known (Collins & Śniady 2006); changing the sign of W_K swaps the positive and the negative part of `sym(M)`;
+exchanging W_Q and W_K turns directionality around. All else is "simulated", from random heads that are drawn as Gram
+matrices where dim is large, at a cost that does not grow with it.
+"""
+
+from __future__ import annotations
+
+from math import sqrt
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from querykey.bilinear.form import BilinearForm
+from querykey.bilinear.gram import joint_gram
+from querykey.bilinear.rotary import RotaryForm
+from querykey.bilinear.rotation import Rotation
+
+
+class Null(NamedTuple):
+    """Mean and standard deviation of a measure over random heads, and where the mean comes from."""
+
+    mean: float
+    std: float
+    source: Literal["exact", "simulated"]
+
+
+def null(
+    dim: int,
+    head_dim: int,
+    generator: torch.Generator,
+    *,
+    draws: int = 64,
+    rotation: Rotation | None = None,
+    spectrum: Float[Tensor, "dim"] | None = None,
+) -> dict[str, Null]:
+    """The null of every measure of `BilinearForm` but the norm, by name.
+
+    With a `rotation` also of those of `RotaryForm`, as `symmetry_rotary`, `tied_share_rotary`, `distance_rotary`. For
+    forms made from data give the `spectrum` of the covariance of the layer's inputs: the null is then that of random
+    weights on such inputs, all of it simulated, without directionality. Raises `ValueError` for fewer than two
+    dimensions or draws, and for a spectrum of another length than dim.
+    """
+    if dim < 2 or draws < 2:
+        raise ValueError(f"A null needs at least 2 dimensions and 2 draws; these are {dim} and {draws}.")
+    if spectrum is not None and len(spectrum) != dim:
+        raise ValueError(f"The spectrum of inputs of {dim} dimensions has {dim} values, not {len(spectrum)}.")
+    heads = random_heads(dim, head_dim, draws, generator, spectrum)
+    values = {name: value for name, value in heads.metrics().items() if name != "norm"}
+    if rotation is not None:
+        turning = RotaryForm(heads, rotation)
+        values |= {f"{name}_rotary": getattr(turning, name) for name in ("symmetry", "tied_share", "distance")}
+    simulated = {name: _simulated(value) for name, value in values.items()}
+    if spectrum is not None:
+        return simulated
+    formulas = _formulas(dim, head_dim)
+    if "directionality" in simulated:
+        formulas["directionality"] = formulas["directionality"]._replace(std=simulated["directionality"].std)
+    return simulated | formulas
+
+
+def random_heads(
+    dim: int,
+    head_dim: int,
+    count: int,
+    generator: torch.Generator,
+    spectrum: Float[Tensor, "dim"] | None = None,
+) -> BilinearForm:
+    """The forms of `count` heads with standard normal weights, on isotropic inputs or on those with that `spectrum`.
+
+    On isotropic inputs the joint Gram matrix is a Wishart matrix: `L Lᵀ` with L triangular, normal below the diagonal
+    and with chi variables on it (Bartlett 1933). From dim 1024 on it is drawn so, the chi variables as cubes of normal
+    ones (Wilson & Hilferty 1931; close to exact at such sizes). Otherwise weights are drawn.
+    """
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64, device=generator.device)
+
+    if spectrum is None and dim >= max(1024, 4 * head_dim):
+        both = 2 * head_dim
+        lower = normal(count, both, both).tril()
+        freedom = dim - torch.arange(both, dtype=torch.float64, device=generator.device)
+        diagonal = lower.diagonal(dim1=-2, dim2=-1)
+        cube_root = 1 - 2 / (9 * freedom) + diagonal * (2 / (9 * freedom)).sqrt()
+        diagonal.copy_((freedom * cube_root**3).sqrt())
+        return BilinearForm(lower @ lower.mT)
+    W_Q, W_K = normal(count, dim, head_dim), normal(count, dim, head_dim)
+    if spectrum is None:
+        return BilinearForm.from_weights(W_Q, W_K)
+    scale = spectrum.to(W_Q).clamp(min=0).sqrt()[:, None]
+    return BilinearForm(joint_gram(scale * W_Q, scale * W_K).gram)
+
+
+def _simulated(values: Tensor) -> Null:
+    values = values.to(torch.float64)
+    return Null(values.mean().item(), values.std().item(), "simulated")
+
+
+def _formulas(d: int, k: int) -> dict[str, Null]:
+    """Closed forms. With O a random rotation, `M Oᵀ` is as likely as M; the means below are means over O.
+
+    - symmetry: `E tr(M Oᵀ M Oᵀ) = ‖M‖²/d`, and the fourth moments of O give the variance, in which the spectrum enters
+      only through `Σσ⁴/(Σσ²)²`.
+    - tied_share: half of `(1 + symmetry)/2` on average; around it the difference of both parts has variance
+      `Σσ⁴/(Σσ²)²/d` to first order in 1/d.
+    - overlap: `tr P_Q P_K` has mean `k²/d` and variance `2k²(d−k)²/(d²(d−1)(d+2))` over random subspaces.
+    - directionality: to first order norms of rows and columns are independent and normal; what exceeds an estimated
+      mean + 2 std then sums to .008491·d with variance .003758·d, in units of the std. At small dim it spreads less.
+    """
+    spread = _fourth_moment(d, k)
+    symmetry = 3 * (d + 1) / (d * (d - 1) * (d + 2)) - 1 / d**2 - 6 * spread / (d * (d - 1) * (d + 2))
+    half = Null((1 + 1 / d) / 4, sqrt(symmetry / 16 + spread / (4 * d)), "exact")
+    angle = max(d - k, 0) / d * sqrt(2 / ((d - 1) * (d + 2)))
+    return {
+        "symmetry": Null(1 / d, sqrt(symmetry), "exact"),
+        "tied_share": half,
+        "negative_share": half,
+        "overlap": Null(min(k / d, 1.0), angle, "exact"),
+        "directionality": Null(0.0, sqrt(2 * 0.003758 / d) / (2 * 0.008491), "exact"),
+    }
+
+
+def _fourth_moment(d: int, k: int) -> float:
+    """`Σσ⁴/(Σσ²)²` of a Gaussian head, as the ratio of both expectations."""
+    fourth = d * (d + 1) * k * d * (d + k + 1) + d * (k**2 * d**2 + 2 * k * d)
+    square = d**2 * (k**2 * d**2 + 2 * k * d) + 2 * d * k * d * (d + k + 1)
+    return fourth / square
