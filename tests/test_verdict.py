@@ -348,7 +348,16 @@ class TestSimulations:
         gap = 2 * noise.sd
         for m in (1, 9):
             families = (simulations.draw_family(noise, 8, m, rng, gaps=[gap], margin=gap) for _ in range(100))
-            assert not_above(simulations.called_equal(families, rng, Rule()), 0.05, 100)
+            assert not_above(simulations.called_equal(families, rng, Rule(), gap)["false"], 0.05, 100)
+
+    def test_a_gap_beyond_the_margin_that_is_printed_is_not_called_equal(self, simulations: ModuleType) -> None:
+        """Also where the margin is an estimate: 1 sd of the seeds, which may be much more than the true one."""
+        rng = np.random.default_rng(17)
+        noise, rule = simulations.NOISES["skewed: exponential below 1"], Rule(margin_floor=1e-9)
+        families = (simulations.draw_family(noise, 10, 1, rng, gaps=[noise.sd]) for _ in range(300))
+        measured = simulations.called_equal(families, rng, rule, noise.sd)
+        assert not_above(measured["false"], 0.05, 300)
+        assert measured["said"] > measured["false"]
 
     @pytest.mark.parametrize("noise", NOISES)
     def test_added_seeds_keep_the_error(self, simulations: ModuleType, noise: str) -> None:

@@ -38,6 +38,9 @@ class PairedDifference:
     """Mean paired difference, design minus baseline, in the units of the metric.
 
     [`low`, `high`] inverts the sign-flip test, [`t_low`, `t_high`] the t test, at the confidence that was asked for.
+    The first is the one to print: at 95 % both cover that much where the two designs have like noise, however skewed,
+    and where one is at the ceiling and the other skewed the first misses less (studies/results/simulations.md). A
+    failure too rare to be seen in n seeds is in neither.
     Degenerate data get the limits of the formulas: without variance p_t is 0 (or 1 where every difference is 0) and
     both intervals are a point; with one pair, or none, p is 1, the intervals are infinite, and what one pair cannot
     give is NaN. `exact` says whether all sign flips were counted.
@@ -188,9 +191,10 @@ def noise_margin(baseline: Seeds, *, multiple: float = 1.0, floor: float = 0.01)
     """Margin from seed noise: `multiple` standard deviations of the baseline over its seeds, at least `floor`.
 
     With multiple 1, a mean difference within it is smaller than what another seed does to one run of the baseline.
-    The floor serves baselines without noise (all seeds at the ceiling). The limits: the margin is itself an estimate
-    (at 6 seeds a standard deviation is known to about a third), a noisy baseline makes a wide margin, and unpaired
-    noise needs more than ten seeds to fit into it at all. A margin that one can defend beforehand is better.
+    The floor serves baselines without noise (all seeds at the ceiling). The limits: a noisy baseline makes a wide
+    margin; noise that the two designs do not share needs about 20 seeds to fit into one standard deviation; and what
+    is tested is the margin as printed, while as an estimate of the true standard deviation it is good to a third at
+    6 seeds, less with skewed noise. A margin that one can defend beforehand is better.
     """
     sd = mean_sd(baseline[np.isfinite(baseline)])[1]
     margin = floor if np.isnan(sd) else max(floor, multiple * sd)
