@@ -69,7 +69,11 @@ class SelfAttention(nn.Module):
         self.layout = self.design.resolve(dim, heads, head_dim=head_dim, bias=bias, rotary=rotary)
         self.causal = causal
         self.dropout = dropout
+        # Worked out once: asking the layout at each call would cost small shapes several per cent.
         self._rows = _rows(self.layout)
+        self._reads = self.layout.reads
+        self._head_shapes = {role: self.layout.head_shape(role) for role in ("q", "k", "v")}
+        self._one_cached = self.design.shares("k", "v")
         total = sum(heads * size for heads, size in self.layout.projections.values())
         self.in_proj = nn.Parameter(torch.empty(total, dim))
         self.in_proj_bias = nn.Parameter(torch.empty(total)) if bias else None
@@ -190,7 +194,7 @@ class SelfAttention(nn.Module):
         self, x: Tensor, context: Tensor | None, cache: KVCache | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """(batch, heads, length, size) each, ready for the kernel; keys and values of all positions to attend to."""
-        reads = self.layout.reads
+        reads = self._reads
         if context is None:
             read = self._project(x, *reads.values())
             source = read[reads["q"]]
@@ -206,7 +210,7 @@ class SelfAttention(nn.Module):
         q = self._place(self._apply_core(q), start, self.q_gain)
         if self.temperature is not None:
             q = q * self.temperature[:, None, None]
-        if cache is not None and self.design.shares("k", "v"):
+        if cache is not None and self._one_cached:
             (v,) = cache.append(kv=v)  # one tensor is kept, as the values have it; keys are placed on reading
             return q, self._place(v, 0, self.k_gain), v
         k = self._place(k, start, self.k_gain)
@@ -232,8 +236,7 @@ class SelfAttention(nn.Module):
 
     def _split(self, tensor: Tensor, role: str) -> Tensor:
         """(batch, length, heads × size) to (batch, heads, length, size), as a view."""
-        heads, size = self.layout.head_shape(role)
-        return tensor.view(*tensor.shape[:2], heads, size).transpose(1, 2)
+        return tensor.view(*tensor.shape[:2], *self._head_shapes[role]).transpose(1, 2)
 
     def _apply_core(self, q: Tensor) -> Tensor:
         """q = (xW) C, each query head with its own core over its group's shared projection."""
