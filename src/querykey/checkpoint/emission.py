@@ -1,0 +1,270 @@
+"""Running a model without its weights, so that what arrives somewhere tells where it came from.
+
+The parameters stay on the meta device; everything else is real and small: a batch of a few probes of two tokens.
+Where a parameter would act on an activation, the operation is not carried out. A matrix product *emits* instead: each
+of its output channels gets a column of random numbers of its own, one number per probe, whatever the input was. What
+arrives later at a query or a key is then looked up: a column, times a factor, names the row of the weight behind it.
+
+A normalisation cannot be followed this way, since it mixes its channels in a statistic. It is recognised by what it
+does (scaling the input changes nothing) and let through, multiplied by a *mark*: one random number per probe, by which
+what has passed it can be told from what has not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
+
+from querykey.checkpoint.norms import Behaviour, behaviour
+
+PROBES, TOKENS = 4, 2
+COLUMNS = 1 << 19  # channels that can be told apart at one time; the widest layers known emit 2e5
+HUGE = 1 << 21  # numbers in an activation; two tokens of the widest queries known have 2e5
+TOLERANCE = 1e-5  # relative; some models rotate in float32
+
+CASTS = (Tensor.to, Tensor.float, Tensor.type, Tensor.type_as, Tensor.half, Tensor.bfloat16)
+MATMULS = (torch.matmul, torch.mm, Tensor.matmul, Tensor.mm, Tensor.__matmul__)
+SUMS = (torch.add, Tensor.add, Tensor.__add__)
+
+
+class Product(NamedTuple):
+    """Where emitted channels come from: channel c is row (column, where `transposed`) `first + c` of `weight`."""
+
+    weight: str
+    bias: str | None
+    transposed: bool
+    first: int
+    input: Tensor
+
+
+class Unknown(NamedTuple):
+    """Channels that came out of an operation which cannot be followed; `what` names it."""
+
+    what: str
+
+
+class Emission(NamedTuple):
+    """The columns `start … start + size` of the table stand for the channels of `source`."""
+
+    start: int
+    size: int
+    source: Product | Unknown
+
+
+class Mark(NamedTuple):
+    """One use of a normalisation: `factor` is what it multiplied its `input` with, per probe."""
+
+    module: str
+    behaviour: Behaviour
+    factor: Float[Tensor, " probes"]
+    input: Tensor
+
+
+class Emitter(TorchFunctionMode):
+    """Stands in for the parameters of `model` while it runs; the model is changed and belongs to the emitter."""
+
+    def __init__(self, model: nn.Module, generator: torch.Generator) -> None:
+        super().__init__()
+        self.names = {_storage(p): (name, p) for name, p in reversed(list(model.named_parameters()))}
+        self.buffers = {_storage(buffer) for buffer in model.buffers()}
+        self.generator = generator
+        self.table = torch.rand(PROBES, COLUMNS, generator=generator, dtype=torch.float64) + 0.5
+        self.table[1] = self.table[0] * (1 + torch.arange(COLUMNS) / COLUMNS)  # their ratio is the column's number
+        self.next = 0
+        self.emissions: list[Emission] = []
+        self.marks: list[Mark] = []
+        self.behaviours: dict[tuple[object, ...], Behaviour | None] = {}
+        for name, module in model.named_modules():
+            if not list(module.children()):
+                module.forward = partial(self._leaf, name, module, module.forward)
+
+    def emit(self, shape: Iterable[int], source: Product | Unknown) -> Tensor:
+        """Columns not in use now, one per channel of the last axis; the first axis runs over probes, then tokens."""
+        *leading, size = shape
+        if size > COLUMNS:
+            raise ValueError(f"a layer with {size} channels, more than the {COLUMNS} that can be told apart")
+        start = self.next if self.next + size <= COLUMNS else 0
+        self.next = start + size
+        self._free(start, self.next)
+        self.emissions.append(Emission(start, size, source))
+        probe = torch.arange(math.prod(leading)) // TOKENS % PROBES
+        return self.table[:, start : self.next][probe].reshape(*leading, size)
+
+    def _free(self, start: int, stop: int) -> None:
+        """Forgets the emissions that have columns there, and their numbers: what still carries them is unknown now."""
+        kept = []
+        for emission in self.emissions:
+            if emission.start >= stop or emission.start + emission.size <= start:
+                kept.append(emission)
+            else:
+                stale = self.table[2:, emission.start : emission.start + emission.size]
+                stale.uniform_(0.5, 1.5, generator=self.generator)
+        self.emissions = kept
+
+    def locate(self, values: Float[Tensor, "probes n"]) -> tuple[Int[Tensor, " n"], Float[Tensor, " n"]]:
+        """The column of the table that each of `values` is a multiple of (−1: none) and the factor."""
+        first, second = values[0], values[1]
+        column = ((second / first - 1) * COLUMNS).nan_to_num(-1, -1, -1).round().clamp(-1, COLUMNS).long()
+        known = self.table[:, column.clamp(0, COLUMNS - 1)]
+        factor = first / known[0]
+        error = (known * factor - values).abs().amax(0) / values.abs().amax(0)
+        found = (error < TOLERANCE) & (column >= 0) & (column < COLUMNS)
+        return column.where(found, -1), factor.where(found, 0.0)
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        meta = [t.is_meta for t in _tensors((*args, *kwargs.values()))]
+        if func == Tensor.device.__get__:
+            return torch.device("cpu")  # a model makes its masks and positions on the device of its parameters
+        if not any(meta):
+            if any(t.numel() > HUGE and _storage(t) not in self.buffers for t in _tensors((*args, *kwargs.values()))):
+                return _skip(func, args, kwargs)
+            return func(*args, **kwargs) if func not in CASTS else _cast(func, *args, **kwargs)
+        if all(meta):
+            return func(*_to_meta(args), **_to_meta(kwargs))
+        return self._replace(func, args, kwargs)
+
+    def _replace(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What stands for an operation of a parameter on an activation: the right shape, and new columns."""
+        if func in SUMS and len(args) == 2 and not kwargs and self._take_bias(*args):
+            return args[0]
+        shapes = func(*_to_meta(args), **_to_meta(kwargs))
+        source = self._product(func, args, kwargs) or Unknown(self._describe(func, args, kwargs))
+
+        def stand_in(t: Any) -> Any:
+            if not isinstance(t, Tensor):
+                return t
+            if not t.is_floating_point():
+                return torch.zeros(t.shape, dtype=t.dtype)
+            return self.emit(t.shape or (1,), source).reshape(t.shape).to(t.dtype)
+
+        result = tree_map(stand_in, shapes)
+        name = getattr(func, "__name__", "")
+        if name.endswith("_") and not name.endswith("__") and isinstance(args[0], Tensor) and not args[0].is_meta:
+            return args[0].copy_(result)
+        return result
+
+    def _product(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Product | None:
+        """Reads `x @ W + b` in the spellings that models use; None for everything else."""
+        if func is nn.functional.linear:
+            x, matrix, bias = _linear(*args, **kwargs)
+        elif func is torch.addmm and len(args) == 3 and not kwargs:
+            bias, x, matrix = args
+        elif func in MATMULS and len(args) == 2 and not kwargs:
+            x, matrix, bias = *args, None
+        else:
+            return None
+        name, parameter = self.names.get(_storage(matrix), ("", None))
+        if x.is_meta or parameter is None or parameter.dim() != 2 or matrix.dim() != 2:
+            return None
+        height, width = parameter.shape
+        first, column = divmod(int(matrix.storage_offset()), width)
+        if matrix.stride() == (1, width) and matrix.shape[0] == width and not column:
+            transposed = False
+        elif matrix.stride() == (width, 1) and matrix.shape[0] == height and not first:
+            transposed, first = True, column
+        else:
+            return None  # some of its inputs, or with steps
+        if bias is None:
+            return Product(name, None, transposed, first, x)
+        bias_name, whole = self.names.get(_storage(bias), ("", None))
+        if whole is None or whole.dim() != 1 or bias.storage_offset() != first or bias.shape != matrix.shape[1:]:
+            return None
+        return Product(name, bias_name, transposed, first, x)
+
+    def _take_bias(self, x: Any, bias: Any) -> bool:
+        """Notes that `bias` is added to all channels of a product that has none yet; False if it is anything else."""
+        name, parameter = self.names.get(_storage(bias), ("", None)) if isinstance(bias, Tensor) else ("", None)
+        if (
+            parameter is None
+            or not isinstance(x, Tensor)
+            or x.is_meta
+            or not parameter.shape == bias.shape == x.shape[-1:]
+        ):
+            return False
+        column, _ = self.locate(x.reshape(PROBES, -1, x.shape[-1])[:, 0].double())
+        for number, (start, size, source) in enumerate(self.emissions):
+            whole = size == len(column) and torch.equal(column, torch.arange(start, start + size))
+            if whole and isinstance(source, Product) and source.bias is None and source.first == 0:
+                self.emissions[number] = Emission(start, size, source._replace(bias=name))
+                return True
+        return False
+
+    def _describe(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+        tensors = [t for t in _tensors((*args, *kwargs.values())) if t.is_meta]
+        names = [self.names.get(_storage(t), ("a parameter", None))[0] for t in tensors]
+        return f"{getattr(func, '__name__', func)} with {', '.join(names)}"
+
+    def _leaf(self, name: str, module: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """The forward of every module without children: normalisations are let through with a mark."""
+        x = args[0] if len(args) == 1 and not kwargs else None
+        if not isinstance(x, Tensor) or x.is_meta or not x.is_floating_point() or x.numel() % PROBES:
+            return forward(*args, **kwargs)
+        rows = x.reshape(PROBES, -1)
+        traceable = self.locate(rows[:, :2].double())[0].min() >= 0
+        key = (name if traceable else type(module), x.shape)  # of one that matters, nothing is taken on trust
+        if key not in self.behaviours:
+            self.behaviours[key] = behaviour(module, x.shape)
+        known = self.behaviours[key]
+        if known is None:
+            return forward(x)
+        if not traceable:
+            return self.emit(x.shape, Unknown(f"the normalisation {name}"))
+        factor = torch.rand(PROBES, generator=self.generator, dtype=torch.float64) + 0.5
+        self.marks = [Mark(name, known, factor, x), *self.marks]
+        return (rows * factor[:, None]).reshape(x.shape)
+
+
+def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The arguments of torch.nn.functional.linear: what it multiplies, with what, and what it adds."""
+    return input, weight.t(), bias
+
+
+def _cast(func: Callable[..., Any], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """A cast of `x`, but never to fewer digits: what is found by numbers must not be rounded on the way."""
+    y: Tensor = func(x, *args, **kwargs)
+    return x if y.is_floating_point() and x.dtype == torch.float64 else y
+
+
+def _skip(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Zeros of the right shape that take no memory: what is huge for two tokens is no query, key or value."""
+    shapes = func(*_to_meta(args), **_to_meta(kwargs))
+    return tree_map(lambda t: torch.zeros((), dtype=t.dtype).expand(t.shape) if isinstance(t, Tensor) else t, shapes)
+
+
+def _storage(t: Tensor) -> int:
+    return int(t.untyped_storage()._cdata)
+
+
+def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+    """The tensors among arguments, and in lists among them."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from _tensors(value)
+
+
+def _to_meta(tree: Any) -> Any:
+    """The same arguments, as an operation on shapes alone takes them."""
+
+    def convert(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor):
+            return leaf.to("meta")
+        return (
+            torch.device("meta")
+            if isinstance(leaf, torch.device) or (isinstance(leaf, str) and leaf == "cpu")
+            else leaf
+        )
+
+    return tree_map(convert, tree)

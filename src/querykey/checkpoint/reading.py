@@ -1,0 +1,155 @@
+"""The query, key, value and output weights of any trained checkpoint, layer by layer, reading only the bytes needed.
+
+checkpoint = open_checkpoint("a/folder or repository")
+for layer in range(len(checkpoint.layers)):
+    weights = checkpoint.read(layer)
+    forms = [(weights.W_Q[h], weights.W_K[g]) for h, g in enumerate(weights.map.key_head)]
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from querykey.checkpoint.extra import extra
+from querykey.checkpoint.files import Source, open_source
+from querykey.checkpoint.headmap import CheckpointError, HeadMap, ModelMap
+from querykey.checkpoint.names import places
+from querykey.checkpoint.parameters import Parameters
+from querykey.checkpoint.probe import trace_model
+from querykey.checkpoint.storage import Store, open_store
+from querykey.checkpoint.tables import Tables
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+
+@dataclass(frozen=True, eq=False)
+class LayerWeights:
+    """The weights of one layer: query head h is x W_Q[h] + b_Q[h], its key head is `map.key_head[h]`.
+
+    What a normalisation does to every token alike (gain, centring, and its bias in b) is folded in; its division by the
+    rms is not, see `map.query.norms`. Biases are None where there are none, W_V and W_O where they were not asked for
+    or where `map` says that they cannot be followed.
+    """
+
+    map: HeadMap
+    W_Q: Float[Tensor, "heads dim qk_dim"]
+    W_K: Float[Tensor, "kv_heads dim qk_dim"]
+    b_Q: Float[Tensor, "heads qk_dim"] | None = None
+    b_K: Float[Tensor, "kv_heads qk_dim"] | None = None
+    W_V: Float[Tensor, "kv_heads dim v_dim"] | None = None
+    b_V: Float[Tensor, "kv_heads v_dim"] | None = None
+    W_O: Float[Tensor, "heads v_dim dim"] | None = None
+
+
+def open_checkpoint(path_or_id: str | Path, revision: str | None = None, trust_remote_code: bool = False) -> Checkpoint:
+    """Opens a folder with config.json and weights, or a repository on the Hub (at `revision`: branch, tag or commit).
+
+    Reads the configuration and finds out which rows feed which head; no weights yet. Raises CheckpointError, a
+    ValueError, where something is missing or damaged or no head can be followed. Code that comes with a checkpoint is
+    run only if `trust_remote_code`.
+    """
+    source = open_source(path_or_id, revision)
+    store = open_store(source)
+    config = _config(source, trust_remote_code)
+    model_map, model = trace_model(config, trust_remote_code)
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    found = places(model, {name for layer in model_map.layers for name in _parameters(layer)}, store)
+    parameters = Parameters(store, found, shapes, getattr(config, "quantization_config", None))
+    return Checkpoint(source, config, _present(model_map, parameters), store, parameters)
+
+
+class Checkpoint:
+    """An open checkpoint: its `config`, its attention `layers`, and those `skipped`, as (name, reason)."""
+
+    def __init__(
+        self, source: Source, config: PretrainedConfig, model_map: ModelMap, store: Store, parameters: Parameters
+    ) -> None:
+        self.place, self.revision, self.config = source.place, source.revision, config
+        self.layers, self.skipped = model_map.layers, model_map.skipped
+        self._store, self._parameters = store, parameters
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of the files of weights that have been read so far, headers among them."""
+        return self._store.bytes_read
+
+    def read(self, layer: int, values: bool = False, dtype: torch.dtype = torch.float32) -> LayerWeights:
+        """The weights of `layers[layer]` as `dtype`; with `values` also W_V and W_O. Nothing is kept."""
+        layer_map = self.layers[layer]
+        roles = [layer_map.query, layer_map.key]
+        if values:
+            roles += [role for role in (layer_map.value, layer_map.output) if role]
+        tables = Tables(self._parameters, roles, dtype)
+        W_Q, b_Q = tables.heads(layer_map.query)
+        W_K, b_K = tables.heads(layer_map.key)
+        W_V, b_V = tables.heads(layer_map.value) if values and layer_map.value else (None, None)
+        W_O = tables.heads(layer_map.output)[0].transpose(1, 2) if values and layer_map.output else None
+        return LayerWeights(layer_map, W_Q, W_K, b_Q, b_K, W_V, b_V, W_O)
+
+
+def _parameters(layer: HeadMap) -> Iterator[str]:
+    """The names of all parameters behind a layer's queries and keys, and values and outputs."""
+    for projection in (layer.query, layer.key, layer.value, layer.output):
+        for part in projection.every_part() if projection else ():
+            yield from part.parameters
+
+
+def _present(model_map: ModelMap, parameters: Parameters) -> ModelMap:
+    """The layers whose weights are in the checkpoint; one of which only some are is damage, and an error."""
+    layers, skipped = [], list(model_map.skipped)
+    for layer in model_map.layers:
+        missing = sorted(set(_parameters(layer)) - set(parameters.places))
+        if not missing:
+            layers.append(layer)
+        elif len(missing) == len(set(_parameters(layer))):
+            skipped.append((layer.name, "its weights are not in the checkpoint"))
+        else:
+            raise parameters.lacking(missing, layer.name)
+    if not layers:
+        raise parameters.lacking(missing, None)
+    return ModelMap(tuple(layers), tuple(skipped))
+
+
+def _config(source: Source, trust_remote_code: bool) -> PretrainedConfig:
+    """The configuration; its code, if it brings any, only if trusted."""
+    if "config.json" not in source.names:
+        held = ", ".join(sorted(source.names)) or "nothing"
+        raise CheckpointError(f"'{source.place}' holds no config.json; found {held}")
+    path, transformers = source.path("config.json"), extra("transformers")
+    try:
+        content = json.loads(path.read_bytes())
+        kind, brings_code = content.get("model_type"), "auto_map" in content
+    except (ValueError, AttributeError) as error:
+        raise CheckpointError(f"config.json of '{source.place}' is not a JSON object ({error})") from error
+    if kind not in transformers.CONFIG_MAPPING and not brings_code:
+        raise CheckpointError(
+            f"'{source.place}' is a model of type '{kind}', which transformers {transformers.__version__} does not "
+            "know; a newer one may"
+        )
+    if kind not in transformers.CONFIG_MAPPING and not trust_remote_code:
+        raise CheckpointError(
+            f"'{source.place}' is a model of type '{kind}', which needs the code that it brings; if you trust that "
+            "code, allow it (trust_remote_code=True, --trust-remote-code)"
+        )
+    if trust_remote_code:
+        for name in source.names:
+            if name.endswith(".py"):
+                source.path(name)  # beside config.json, where the library looks for it
+    try:
+        config: PretrainedConfig = transformers.AutoConfig.from_pretrained(
+            path.parent, trust_remote_code=trust_remote_code
+        )
+        return config
+    except Exception as error:  # the library raises what it likes on a configuration that it does not understand
+        raise CheckpointError(
+            f"config.json of '{source.place}' cannot be used: {' '.join(str(error).split())}"
+        ) from error

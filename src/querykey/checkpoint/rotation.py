@@ -1,0 +1,56 @@
+"""Finding out how queries and keys turn with the position, from the first two positions."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from querykey.checkpoint.emission import TOLERANCE
+from querykey.checkpoint.headmap import Rotary
+
+
+def rotation(values: Float[Tensor, "probes heads tokens size"]) -> Rotary | None:
+    """How the channels of every head turn from position 0 to 1; None if not by a rotation of pairs, the same for all.
+
+    The first head tells the pairs: channel j becomes a · j + b · i, for the one i that explains it at all probes.
+    """
+    before, after = values[:, :, 0], values[:, :, 1]
+    turned = ((after - before)[:, 0].norm(dim=0) > 0).nonzero().flatten()
+    j, i, a, b = _partners(before[:, 0], after[:, 0], turned)
+    pairs = torch.stack([j, i], 1)[b < 0]  # of (i cos − j sin, j cos + i sin) the first
+    frequency = torch.atan2(-b, a)[b < 0]
+    rotary = Rotary(pairs, frequency)
+    return rotary if turns(values, rotary) else None
+
+
+def turns(values: Float[Tensor, "probes heads tokens size"], rotary: Rotary) -> bool:
+    """Whether all heads turn like `rotary` from position 0 to 1."""
+    return torch.allclose(rotate(values[:, :, 0], rotary, 1.0), values[:, :, 1], rtol=TOLERANCE, atol=TOLERANCE)
+
+
+def rotate(x: Float[Tensor, "*leading size"], rotary: Rotary, position: float) -> Float[Tensor, "*leading size"]:
+    """`x` as it is at `position`, in radians `rotary.frequency` per position."""
+    i, j = rotary.pairs.T
+    cos, sin = (rotary.frequency * position).cos().to(x), (rotary.frequency * position).sin().to(x)
+    out = x.clone()
+    out[..., i] = x[..., i] * cos - x[..., j] * sin
+    out[..., j] = x[..., j] * cos + x[..., i] * sin
+    return out
+
+
+def _partners(
+    before: Float[Tensor, "probes size"], after: Float[Tensor, "probes size"], turned: Int[Tensor, " n"]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """For each channel j of `turned`: the channel i and the numbers a, b with after_j = a · before_j + b · before_i."""
+    own, goal = before[:, turned], after[:, turned]
+    share = (own * goal).sum(0) / own.square().sum(0)
+    rest = goal - share * own  # what the channel itself does not explain
+    others = before[:, None] - own[:, :, None] * (torch.einsum("pn,pi->ni", own, before) / own.square().sum(0)[:, None])
+    gain = torch.einsum("pn,pni->ni", rest, others) / others.square().sum(0).clamp_min(1e-12)
+    error = (rest[:, :, None] - gain * others).square().sum(0)
+    error[torch.arange(len(turned)), turned] = torch.inf
+    i = error.argmin(1)
+    b = gain[torch.arange(len(turned)), i]
+    a = share - b * (own * before[:, i]).sum(0) / own.square().sum(0)
+    return turned, i, a, b

@@ -1,0 +1,474 @@
+"""Which rows feed which head, held against what the attention of real tiny models gets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from transformers import AutoConfig, logging
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.llama import modeling_llama
+
+from checkpoints import ARCHITECTURES, TINY, TWO_STEPS, seen, tie, tiny_config, tiny_model
+from querykey.checkpoint.emission import COLUMNS, PROBES, TOKENS, Emitter, Unknown
+from querykey.checkpoint.headmap import CheckpointError, HeadMap, Projection
+from querykey.checkpoint.names import Place
+from querykey.checkpoint.norms import behaviour
+from querykey.checkpoint.parameters import Parameters
+from querykey.checkpoint.probe import Recorder, probe
+from querykey.checkpoint.rotation import rotate
+from querykey.checkpoint.tables import Tables
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tensors this small are not worth two."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+class InMemory:
+    """The parameters of a model as a Store."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self.tensors, self.names, self.bytes_read = tensors, list(tensors), 0
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self.tensors[name].shape)
+
+    def rows(self, name: str, rows: Tensor, columns: bool = False) -> Tensor:
+        tensor = self.tensors[name].detach()
+        return tensor.T[rows] if columns else tensor[rows].reshape(len(rows), -1)
+
+
+def weights(model: nn.Module, projection: Projection) -> tuple[Tensor, Tensor]:
+    """W (heads, dim, size) and b (heads, 1, size) of a projection, from a model in memory."""
+    store = InMemory(dict(model.named_parameters()))
+    shapes = {name: store.shape(name) for name in store.names}
+    parameters = Parameters(store, {name: Place((name,)) for name in store.names}, shapes, None)
+    W, b = Tables(parameters, [projection], torch.float64).heads(projection)
+    return W, W.new_zeros(W.shape[0], 1, W.shape[2]) if b is None else b[:, None]
+
+
+def stream(projection: Projection, inputs: dict[str, Tensor]) -> Tensor:
+    """What a projection acted on, (1, length, dim): the input of the module of its first step."""
+    part = projection.parts[0]
+    if part.inner:
+        return stream(part.inner, inputs)
+    x = inputs[part.weight.removesuffix(".weight")]
+    return x.view(1, -1, x.shape[-1])
+
+
+def turned(layer: HeadMap, y: Tensor) -> Tensor:
+    """(1, heads, length, size) as they are at their positions."""
+    if layer.rotary is None:
+        return y
+    return torch.stack([rotate(y[:, :, p], layer.rotary, p) for p in range(y.shape[2])], 2)
+
+
+def assert_same(projection: Projection, head: int, expected: Tensor, actual: Tensor) -> None:
+    """One head, part by part: equal up to a positive factor per token behind a normalisation, else equal.
+
+    The models compute their angles in float32, hence 1e-5.
+    """
+    for part in projection.parts:
+        mine = part.at[part.at // projection.size == head] % projection.size
+        a, b = expected[..., mine], actual[..., mine]
+        if part.norm or part.inner:
+            a, b = (v / v.norm(dim=-1, keepdim=True) for v in (a, b))
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5, check_dtype=False)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_the_rows_give_what_attention_gets(name: str) -> None:
+    model = tiny_model(name)
+    layers = probe(tiny_config(name)).layers
+    watch = seen(model)
+    assert layers
+    for layer in layers:
+        call, x = watch.calls[layer.name], stream(layer.query, watch.inputs)
+        assert torch.equal(x, stream(layer.key, watch.inputs))
+        W_Q, b_Q = weights(model, layer.query)
+        W_K, b_K = weights(model, layer.key)
+        q, k = (turned(layer, torch.einsum("bld,hdk->bhlk", x, W) + b) for W, b in ((W_Q, b_Q), (W_K, b_K)))
+        known = 1 if layer.positions == "other" else q.shape[2]
+        for head, key_head in enumerate(layer.key_head):
+            assert_same(layer.query, head, q[:, head, :known], call.query[:, head, :known])
+            assert_same(layer.key, key_head, k[:, key_head, :known], call.key[:, head, :known])
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_the_rows_give_values_and_read_the_output(name: str) -> None:
+    model = tiny_model(name)
+    watch = seen(model)
+    for layer in probe(tiny_config(name)).layers:
+        call, x = watch.calls[layer.name], stream(layer.query, watch.inputs)
+        assert layer.value
+        W_V, b_V = weights(model, layer.value)
+        v = torch.einsum("bld,hdk->bhlk", x, W_V) + b_V
+        for head, key_head in enumerate(layer.key_head):
+            assert_same(layer.value, key_head, v[:, key_head, :1], call.value[:, head, :1])
+        if layer.output is None:
+            assert name == "deepseek_v4"  # its output projection acts on groups of rotated heads
+            continue
+        W_O, _ = weights(model, layer.output)
+        module = layer.output.parts[0].weight.removesuffix(".weight")
+        bias = dict(model.named_parameters()).get(f"{module}.bias", torch.zeros(()))
+        y = torch.einsum("bhlk,hdk->bld", call.result, W_O.to(call.result)) + bias
+        torch.testing.assert_close(y, watch.outputs[module].view_as(y), check_dtype=False, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", [param for param in ARCHITECTURES if param.values[0] not in TWO_STEPS])
+def test_tied_through_the_map_queries_are_keys(name: str) -> None:
+    model = tiny_model(name)
+    layers = probe(tiny_config(name)).layers
+    for layer in layers:
+        tie(model, layer)
+    watch = seen(model)
+    for layer in layers:
+        call = watch.calls[layer.name]
+        (query,), (key,) = layer.query.parts, layer.key.parts
+        q, k = call.query / query.scale[0], call.key / key.scale[0]
+        assert torch.allclose(query.scale, query.scale[0])
+        torch.testing.assert_close(q, k, rtol=1e-6, atol=1e-6, check_dtype=False)
+
+
+def test_nothing_is_left_behind() -> None:
+    config = tiny_config("llama")
+    before = config.to_dict()
+    threads, implementations, level = torch.get_num_threads(), set(ALL_ATTENTION_FUNCTIONS), logging.get_verbosity()
+    probe(config)
+    assert config.to_dict() == before
+    assert (torch.get_num_threads(), set(ALL_ATTENTION_FUNCTIONS), logging.get_verbosity()) == (
+        threads,
+        implementations,
+        level,
+    )
+
+
+def test_latent_projections_have_two_steps() -> None:
+    layer = probe(tiny_config("deepseek_v3")).layers[0]
+    (query,) = layer.query.parts
+    assert query.weight.endswith("q_b_proj.weight")
+    assert query.inner
+    assert [part.weight.split(".")[-2] for part in query.inner.parts] == ["q_a_proj"]
+    assert {(part.weight.split(".")[-2], part.inner is not None) for part in layer.key.parts} == {
+        ("kv_b_proj", True),
+        ("kv_a_proj_with_mqa", False),
+    }
+    assert len(layer.key.norms) == 1  # of the latent only
+
+
+def test_keys_that_are_values_are_found_as_such() -> None:
+    sliding, full = probe(tiny_config("gemma4")).layers
+    assert sliding.value
+    assert full.value
+    assert sliding.value.parts[0].weight != sliding.key.parts[0].weight
+    assert full.value.parts[0].weight == full.key.parts[0].weight
+    assert full.value.parts[0].rows.equal(full.key.parts[0].rows)
+    assert (sliding.query.size, full.query.size) == (8, 16)
+    assert full.key.norms[0].weight
+    assert full.value.norms[0].weight is None
+
+
+def test_gains_are_told_from_gains_around_one() -> None:
+    (gemma,) = probe(tiny_config("gemma3")).layers[0].query.norms
+    (qwen,) = probe(tiny_config("qwen3")).layers[0].query.norms
+    (cohere,) = probe(tiny_config("cohere")).layers[0].query.norms
+    (olmo,) = probe(tiny_config("olmo2")).layers[0].key.norms
+    assert (gemma.offset, gemma.slope, gemma.centred, gemma.size) == (1, 1, False, 8)
+    assert (qwen.offset, qwen.slope, qwen.centred, qwen.size) == (0, 1, False, 8)
+    assert (cohere.offset, cohere.slope, cohere.centred, cohere.size) == (0, 1, True, 8)
+    assert (olmo.offset, olmo.slope, olmo.centred, olmo.size) == (0, 1, False, 24)
+
+
+@pytest.mark.parametrize(("name", "pairs"), [("llama", [(0, 4), (1, 5), (2, 6), (3, 7)]), ("gptj", [(0, 1), (2, 3)])])
+def test_rotary_pairs_and_frequencies(name: str, pairs: list[tuple[int, int]]) -> None:
+    layer = probe(tiny_config(name)).layers[0]
+    assert layer.rotary
+    assert sorted(map(tuple, layer.rotary.pairs.tolist())) == pairs
+    expected = 10000.0 ** -(torch.arange(len(pairs)) / len(pairs))
+    torch.testing.assert_close(layer.rotary.frequency.float(), expected, rtol=1e-6, atol=0)
+
+
+def test_each_layer_has_its_own_positions() -> None:
+    rotary, none = probe(tiny_config("smollm3")).layers
+    assert (rotary.positions, none.positions, none.rotary) == ("rotary", "none", None)
+    local, full = probe(tiny_config("gemma3")).layers
+    assert local.rotary
+    assert full.rotary
+    assert not torch.equal(local.rotary.frequency, full.rotary.frequency)
+    assert probe(tiny_config("hunyuan")).layers[0].positions == "other"  # it normalises after it has rotated
+
+
+def test_keys_that_do_not_turn_with_the_queries_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    turn = modeling_llama.apply_rotary_pos_emb
+    monkeypatch.setattr(modeling_llama, "apply_rotary_pos_emb", lambda q, k, cos, sin: (turn(q, k, cos, sin)[0], k))
+    layer = probe(tiny_config("llama")).layers[0]
+    assert (layer.positions, layer.rotary) == ("other", None)
+
+
+def test_scaling_is_found() -> None:
+    assert probe(tiny_config("granite")).layers[0].scaling == 0.3
+    assert probe(tiny_config("gemma2")).layers[0].scaling == pytest.approx(19**-0.5)
+    assert probe(tiny_config("bloom")).layers[0].scaling == pytest.approx(8**-0.5)  # inside its product of q and k
+    assert probe(tiny_config("mpt")).layers[0].scaling == pytest.approx(
+        8**-0.5
+    )  # with a bias that depends on positions
+
+
+def test_shared_layers_count_once_and_cross_attention_is_skipped() -> None:
+    (layer,) = probe(tiny_config("albert")).layers
+    assert layer.uses == 2
+    assert layer.query.parts[0].inner is None  # the projection of the embeddings is not part of it
+    model = probe(tiny_config("t5"))
+    assert len(model.layers) == 4
+    assert [name.rsplit(".", 1)[-1] for name, _ in model.skipped] == ["EncDecAttention"] * 2
+    assert all("different inputs" in reason for _, reason in model.skipped)
+
+
+def test_columns_that_are_used_again_do_not_stand_for_what_they_were() -> None:
+    emitter = Emitter(nn.Linear(1, 1, device="meta"), torch.Generator().manual_seed(0))
+    old = emitter.emit((PROBES, TOKENS, 5), Unknown("first"))[:, 0]
+    assert emitter.locate(old)[0].tolist() == [0, 1, 2, 3, 4]
+    emitter.emit((1, COLUMNS - 5), Unknown("all the others"))
+    new = emitter.emit((PROBES, TOKENS, 3), Unknown("second"))[:, 0]
+    assert emitter.locate(new)[0].tolist() == [0, 1, 2]
+    assert emitter.locate(old)[0].tolist() == [-1] * 5
+    assert [(e.start, e.size) for e in emitter.emissions] == [(5, COLUMNS - 5), (0, 3)]
+    with pytest.raises(ValueError, match="more than the 524288 that can be told apart"):
+        emitter.emit((1, COLUMNS + 1), Unknown("too much"))
+
+
+def test_weights_of_another_module_are_not_taken_for_its_own() -> None:
+    recorder = Recorder()
+    whole = Whole(Plain(product, lambda x, w, b: torch.cat([linear(x, w[:15], b[:15]), whole.other(x)], -1)))
+    recorder.run(whole.double())  # type: ignore[arg-type]
+    assert recorder.skipped == [("layer", "its key comes from other.weight, which is not its own")]
+
+
+class Gain(nn.Module):
+    """x over a norm of it, times some function of a weight."""
+
+    def __init__(self, function: Callable[[Tensor, Tensor], Tensor], *shape: int) -> None:
+        super().__init__()
+        self.function = function
+        self.weight = nn.Parameter(torch.empty(*shape, device="meta"))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x, self.weight)
+
+
+def rms(x: Tensor) -> Tensor:
+    return x / x.square().mean(-1, keepdim=True).sqrt()
+
+
+@pytest.mark.parametrize(
+    ("module", "expected"),
+    [
+        (nn.RMSNorm(6, eps=1e-5, device="meta"), (0, 1, False)),
+        (nn.LayerNorm(6, device="meta"), (0, 1, True)),
+        (nn.LayerNorm((5, 6), device="meta"), None),  # over two axes
+        (Gain(lambda x, w: rms(x) * (1 + w), 6), (1, 1, False)),
+        (Gain(lambda x, w: rms(x - x.mean(-1, keepdim=True)) * w, 5, 6), (0, 1, True)),
+        (Gain(lambda x, w: nn.functional.normalize(x, dim=-1) * w, 6), (0, 6**-0.5, False)),
+        (Gain(lambda x, w: rms(x) * w.exp(), 6), None),
+        (Gain(lambda x, w: rms(x) * w * x.sign(), 6), None),
+        (Gain(lambda x, w: rms(x) * w * torch.arange(6), 6), None),
+        (Gain(lambda x, w: x * w, 6), None),
+        (nn.Softmax(-1), None),
+        (nn.Dropout(0.5).eval(), None),
+        (nn.Identity(), None),
+        (nn.SiLU(), None),
+        (nn.Linear(6, 6, bias=False, device="meta"), None),
+        (nn.RMSNorm(7, device="meta"), None),
+        (nn.BatchNorm1d(5, device="meta"), None),
+    ],
+)
+def test_normalisations_are_known_by_what_they_do(module: nn.Module, expected: tuple[object, ...] | None) -> None:
+    found = behaviour(module, torch.Size((4, 2, 5, 6)))
+    assert (found is None) == (expected is None)
+    if found and expected:
+        assert (found.offset, found.slope) == pytest.approx(expected[:2], abs=1e-6)
+        assert found.centred == expected[2]
+
+
+@given(
+    heads=st.sampled_from([1, 2, 6]), group=st.sampled_from([1, 2, 3]), half=st.integers(1, 9), seed=st.integers(0, 99)
+)
+@settings(max_examples=12, deadline=None)
+def test_any_shuffling_of_channels_is_found(heads: int, group: int, half: int, seed: int) -> None:
+    """q and k shuffled and scaled between projection and attention, per head: the map is that shuffling."""
+    generator = torch.Generator().manual_seed(seed)
+    size, kv_heads = 2 * half, heads
+    order = torch.randperm(size, generator=generator)
+    factor = torch.randn(size, generator=generator, dtype=torch.float64)
+    config = AutoConfig.for_model(
+        "llama", vocab_size=7, hidden_size=heads * group * 5, intermediate_size=3, num_hidden_layers=1, head_dim=size,
+        num_attention_heads=heads * group, num_key_value_heads=kv_heads,
+    )  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(modeling_llama, "apply_rotary_pos_emb", lambda q, k, *_: (q[..., order] * factor, k[..., order]))
+        (layer,) = probe(config).layers
+    assert layer.key_head == tuple(h // group for h in range(heads * group))
+    for projection, scale in ((layer.query, factor), (layer.key, torch.ones_like(factor))):
+        (part,) = projection.parts
+        expected = torch.arange(projection.heads)[:, None] * size + order
+        assert part.rows.view(-1, size).equal(expected)
+        torch.testing.assert_close(part.scale.view(-1, size), scale.expand(projection.heads, -1))
+
+
+@pytest.mark.parametrize(
+    ("tampered", "reason"),
+    [
+        (lambda q, k: (q.tanh(), k), "query head 0 is not a multiple of one row"),
+        (lambda q, k: (q, k + 0.5), "key head 0 is not a multiple of one row"),
+        (lambda q, k: (q + k, k), "query head 0 is not a multiple of one row"),
+        (lambda q, k: (q * q.sigmoid(), k), "query head 0 is not a multiple of one row"),
+        (lambda q, k: (q / q.norm(dim=-1, keepdim=True), k), "query head 0 is not a multiple of one row"),
+    ],
+)
+def test_what_is_not_a_row_is_refused(tampered: object, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(modeling_llama, "apply_rotary_pos_emb", lambda q, k, *_: tampered(q, k))  # type: ignore[operator]
+    config = AutoConfig.for_model("llama", **TINY["llama"][1] | {"num_key_value_heads": 6})
+    with pytest.raises(CheckpointError, match=reason):
+        probe(config)
+
+
+class Plain(nn.Module):
+    """An attention that calls no library: 3 heads of 5 on a width of 15, with one weight for q, k and v."""
+
+    def __init__(self, attention: Callable[[Tensor, Tensor, Tensor], Tensor], fused: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(45, 15, device="meta"))
+        self.bias = nn.Parameter(torch.empty(45, device="meta"))
+        self.attention, self.fused = attention, fused
+
+    def forward(self, x: Tensor) -> Tensor:
+        thirds = self.fused(x, self.weight, self.bias).split(15, -1)
+        q, k, v = (y.view(*x.shape[:2], 3, 5).transpose(1, 2) for y in thirds)
+        return self.attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+class Whole(nn.Module):
+    """A model of one such layer."""
+
+    def __init__(self, layer: Plain) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(7, 15, device="meta")
+        self.layer = layer
+        self.other = nn.Linear(15, 30, device="meta")
+
+    def forward(self, input_ids: Tensor, use_cache: bool) -> Tensor:
+        return self.layer(self.embedding(input_ids))
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return nn.functional.linear(x, weight, bias)
+
+
+def product(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return (q @ k.mT * 0.7).softmax(-1) @ v
+
+
+def batched(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    q, k, v = (x.flatten(0, 1) for x in (q, k, v))
+    scores = torch.baddbmm(torch.ones(1, 2, 2, dtype=q.dtype), q, k.mT, beta=3, alpha=0.7)
+    return torch.bmm(torch.softmax(scores, dim=2), v).unflatten(0, (4, 3))
+
+
+def kernel(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return nn.functional.scaled_dot_product_attention(q, k, value=v, is_causal=True, scale=0.7)
+
+
+def of_plain(attention: Callable[..., Tensor], fused: Callable[..., Tensor] = linear) -> Recorder:
+    recorder = Recorder()
+    recorder.run(Whole(Plain(attention, fused)).double())  # type: ignore[arg-type]
+    return recorder
+
+
+@pytest.mark.parametrize("attention", [product, batched, kernel])
+@pytest.mark.parametrize(
+    "fused",
+    [
+        linear,
+        lambda x, weight, bias: x @ weight.t() + bias,
+        lambda x, weight, bias: torch.addmm(bias, x.flatten(0, 1), weight.t()).view(*x.shape[:2], 45),
+        lambda x, weight, bias: torch.cat([linear(x, weight[i : i + 15], bias[i : i + 15]) for i in (0, 15, 30)], -1),
+    ],
+)
+def test_attention_and_projections_in_any_spelling(
+    attention: Callable[..., Tensor], fused: Callable[..., Tensor]
+) -> None:
+    (layer,) = of_plain(attention, fused).layers
+    assert layer.value
+    for number, projection in enumerate((layer.query, layer.key, layer.value)):
+        assert [part.weight for part in projection.parts] == ["layer.weight"]
+        assert [part.bias for part in projection.parts] == ["layer.bias"]
+        assert projection.parts[0].rows.equal(torch.arange(15 * number, 15 * number + 15))
+    assert layer.scaling == pytest.approx(0.7)
+
+
+@pytest.mark.parametrize(
+    "attention",
+    [
+        lambda q, k, v: (q @ k.mT).softmax(-2).mT @ v,  # over queries
+        lambda q, k, v: (q @ k.mT) @ v,  # linear attention
+        lambda q, k, v: (q.softmax(-1) @ k.mT) @ v,
+    ],
+)
+def test_products_that_are_no_attention_are_not_taken_for_it(attention: Callable[..., Tensor]) -> None:
+    assert not of_plain(attention).layers
+
+
+@pytest.mark.parametrize(
+    ("fused", "reason"),
+    [
+        (lambda x, weight, bias: linear(x, weight * 2, bias), "comes out of linear with a parameter, layer.bias"),
+        (
+            lambda x, weight, bias: linear(x[..., :9], weight[:, :9], bias),
+            "comes out of linear with layer.weight, layer.bias",
+        ),
+        (lambda x, weight, bias: linear(x, weight, bias) * bias, "comes out of mul with layer.bias"),
+        (lambda x, weight, bias: linear(x, weight, bias) + bias, "comes out of add with layer.bias"),
+        (lambda x, weight, bias: linear(x, weight.flip(0), bias), "comes out of linear with a parameter, layer.bias"),
+        (
+            lambda x, weight, bias: torch.cat(
+                [linear(x, weight[:9], bias[:9]), linear(2 * x, weight[9:], bias[9:])], -1
+            ),
+            "the parts of its query act on different inputs",
+        ),
+        (
+            lambda x, weight, bias: torch.cat(
+                [linear(x, weight[i : i + 9], bias[36 - i : 45 - i]) for i in range(0, 45, 9)], -1
+            ),
+            "comes out of linear with layer.weight, layer.bias",
+        ),
+    ],
+)
+def test_weights_used_in_another_way_are_refused_by_name(fused: Callable[..., Tensor], reason: str) -> None:
+    recorder = of_plain(product, fused)
+    assert not recorder.layers
+    assert reason in recorder.skipped[0][1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("jetmoe", "type 'jetmoe' .* is not a multiple of one row"),
+        ("fnet", "type 'fnet' .* not known here"),
+        ("mamba", "type 'mamba' .* not known here"),
+        ("roformer", "type 'roformer' .* not known here"),
+        ("vit", "type 'vit' can be followed"),
+    ],
+)
+def test_architectures_that_cannot_be_followed_are_refused_by_name(kind: str, reason: str) -> None:
+    config = AutoConfig.for_model(kind, hidden_size=48, num_hidden_layers=1, vocab_size=61)
+    with pytest.raises(CheckpointError, match=reason):
+        probe(config)

