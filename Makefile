@@ -24,10 +24,10 @@ compare: setup ## train the default plan and answer: do queries and keys need di
 	$(BIN)/querykey compare why --out runs/why
 
 test: setup ## the quick test suite (under 5 minutes on 2 cores)
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --dist loadfile
 
 test-slow: setup ## the tests that take minutes
-	$(BIN)/python -m pytest -q -m slow
+	$(BIN)/python -m pytest -q -n auto --dist worksteal -m slow
 
 check: setup ## formatting, lint and types
 	$(BIN)/ruff format --check .
