@@ -27,7 +27,7 @@ test: setup ## the quick test suite (under 5 minutes on 2 cores)
 	$(BIN)/python -m pytest -q -n auto --dist loadfile
 
 test-slow: setup ## the tests that take minutes
-	$(BIN)/python -m pytest -q -n auto --dist worksteal -m slow
+	$(BIN)/python -m pytest -q -m slow
 
 check: setup ## formatting, lint and types
 	$(BIN)/ruff format --check .

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers.conversion_mapping as conversion_mapping
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -173,16 +174,14 @@ def test_projections_stored_apart_are_put_together(tmp_path: Path, monkeypatch: 
     apart = {name.replace("qkv", role): part.contiguous() for role, part in zip("qkv", (q, k, v), strict=True)}
     rewrite(tmp_path, apart | {name: None})
     converter = WeightConverter([f"self_attn.{role}_proj" for role in "qkv"], "self_attn.qkv_proj", [Concatenate(0)])
-    monkeypatch.setattr("transformers.conversion_mapping.get_model_conversion_mapping", lambda _: [converter])
-    checkpoint = open_checkpoint(tmp_path)
-    assert checkpoint.layers[0].name == "layers.1.self_attn"  # the first one's are not in the file under these names
-    assert_equal(checkpoint.read(0, values=True), expected)
+    monkeypatch.setattr(conversion_mapping, "get_model_conversion_mapping", lambda _: [converter])
+    assert_equal(open_checkpoint(tmp_path).read(1, values=True), expected)
 
 
 def test_a_name_that_needs_no_conversion_gets_none(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = open_checkpoint(llama).read(1)
     renaming = WeightRenaming("self_attn", "elsewhere")
-    monkeypatch.setattr("transformers.conversion_mapping.get_model_conversion_mapping", lambda _: [renaming])
+    monkeypatch.setattr(conversion_mapping, "get_model_conversion_mapping", lambda _: [renaming])
     assert_equal(open_checkpoint(llama).read(1), expected)
 
 
