@@ -1,0 +1,7 @@
+"""`python -m querykey.cli`."""
+
+import sys
+
+from querykey.cli import main
+
+sys.exit(main())
