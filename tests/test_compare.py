@@ -114,6 +114,19 @@ def test_the_same_command_again_trains_only_what_is_missing(undisturbed, tmp_pat
     assert lasting(tmp_path).items() <= undisturbed[1].items()
 
 
+def test_a_cell_under_two_names_is_trained_once_and_reported_twice(undisturbed, tmp_path):
+    cycle = {"task": "cycle", "length": 6}
+    tasks = {"one": cycle, "other": cycle, "longer": {"task": "cycle", "length": 9, "designs": []}}
+    result = querykey.compare(from_mapping(TABLE | {"tasks": tasks, "seeds": 2}, "named"), out=tmp_path, workers=1)
+    assert len(lasting(tmp_path)) == 4 + 2
+    assert result.missing == 0
+    before = undisturbed[2].scores("cycle", "q=k,v")
+    for name in ("one", "other"):
+        assert result.scores(name, "q=k,v") == {seed: before[seed] for seed in (0, 1)}
+    assert [(c.task, c.design) for c in result.comparisons] == [("one", "q=k,v"), ("other", "q=k,v")]
+    assert "longer: accuracy" in result._repr_html_()
+
+
 def test_cells_of_a_killed_worker_are_run_again(undisturbed, tmp_path):
     killed = []
 

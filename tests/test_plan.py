@@ -117,3 +117,34 @@ def test_adjusting_a_plan():
         adjust(load_plan("why"), tasks=["swap", "swap"])
     with pytest.raises(PlanError, match="unknown setting 'depth'; the settings are layers"):
         adjust(load_plan("why"), setting={"depth": 3})
+
+
+def test_a_task_may_be_there_twice_with_designs_of_its_own():
+    plan = from_mapping(
+        {
+            "designs": ["q,k,v", "q=k,v", "q,k=v"],
+            "seeds": 2,
+            "tasks": {
+                "small": {"task": "cycle", "length": 6, "steps": 5, "designs": ["q=k,v"]},
+                "large": {"task": "cycle", "length": 9, "steps": 5},
+            },
+        },
+        "twice",
+    )
+    tasks = plan.make_tasks()
+    assert {name: task.length for name, task in tasks.items()} == {"small": 6, "large": 9}
+    cells = [cell for cell in plan.cells(tasks) if cell.seed == 0]
+    assert [(cell.task.name, str(cell.design)) for cell in cells] == [
+        ("small", "q,k,v"), ("small", "q=k,v"), ("large", "q,k,v"), ("large", "q=k,v"), ("large", "q,k=v")
+    ]  # fmt: skip
+    assert {cell.config["task"] for cell in cells} == {"cycle"}  # the same cell, whatever a plan calls it
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_what_a_task_cannot_have_is_refused():
+    table = {"task": "cycle", "designs": ["q=k=v"]}
+    with pytest.raises(PlanError, match="designs of small must be among the plan's, not q=k=v"):
+        from_mapping({**SMALL, "tasks": {"small": table}}, "bad")
+    impossible = from_mapping({**SMALL, "tasks": {"cycle": {"margin": 1.5}}}, "bad")
+    with pytest.raises(PlanError, match=r"margin of cycle must be below 1, since accuracies are, not 1\.5"):
+        impossible.make_tasks()

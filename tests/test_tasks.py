@@ -226,6 +226,23 @@ def test_naming_symbols_are_three_disjoint_ranges() -> None:
     assert set(payloads.tolist()) == set(range(10, 17))
 
 
+def test_with_several_relations_each_pointer_names_by_one_of_them() -> None:
+    task = Cycle(length=6, names=7, payloads=5, relations=3)
+    assert (task.features, task.vocabulary) == (5, 2 * 3 * 7 + 5)
+    examples = task.sample(101, seeded())
+    used = Counter()
+    for symbols, targets in zip(examples.inputs.tolist(), examples.targets.tolist(), strict=True):
+        for i, (*own, pointer, _) in enumerate(symbols):
+            relation = (pointer - 3 * 7) // 7
+            named = [other for other in symbols if other[relation] == pointer - 3 * 7]
+            assert len(named) == 1
+            assert own[relation] != named[0][relation]
+            assert named[0][-1] - 2 * 3 * 7 == targets[i]
+            used[relation] += 1
+    assert set(used) == {0, 1, 2}
+    assert min(used.values()) > 140  # of 606, a third each
+
+
 def test_every_place_for_a_cycle_is_equally_likely() -> None:
     """Of 6 positions, the one that position 0 names is any of the other five."""
     examples = Cycle(length=6, names=7).sample(10_000, seeded())

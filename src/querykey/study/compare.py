@@ -154,10 +154,11 @@ def adjust(
             raise PlanError(f"each task can be named once, not {' '.join(tasks)}")
     places = {"paths": text and [str(path) for path in text], "tokenizer": tokenizer and str(tokenizer)}
     if given := {name: value for name, value in places.items() if value}:
-        if "text" not in choices:
+        texts = {name: choice for name, choice in choices.items() if choice.kind == "text"}
+        if not texts:
             raise PlanError(f"a text is given, but text is not among the tasks: {', '.join(choices)}")
-        options = {**choices["text"].options, **given}
-        choices["text"] = dataclasses.replace(choices["text"], options=options)
+        for name, choice in texts.items():
+            choices[name] = dataclasses.replace(choice, options={**choice.options, **given})
     known = [field.name for field in dataclasses.fields(Setting)]
     for name in setting or {}:
         if name not in known:
@@ -169,6 +170,8 @@ def adjust(
         ]
     except TypeError as error:
         raise PlanError(f"a setting has the wrong type: {error}") from None
+    if designs is not None:  # what a task's own choice was made from is gone
+        replaced = [dataclasses.replace(choice, designs=None) for choice in replaced]
     return dataclasses.replace(
         plan,
         tasks=tuple(replaced),
@@ -183,11 +186,13 @@ def describe(plan: Plan, tasks: dict[str, Task], cells: Sequence[Cell]) -> Study
     """The plan in plain values, for the records."""
     facts = {
         choice.name: {
+            "task": choice.kind,
             "metric": tasks[choice.name].metric,
             "chance": tasks[choice.name].chance,
             "best": tasks[choice.name].best,
             "length": tasks[choice.name].length,
             "margin": choice.margin,
+            "designs": [*map(str, plan.designs_of(choice))],
         }
         for choice in plan.tasks
     }
@@ -203,15 +208,16 @@ def _train_missing(
     watch: Callable[[Progress], None] | None,
 ) -> None:
     finished = records.finished()
-    left = [cell for cell in cells if cell.key not in finished]
+    wanted = {cell.key: cell for cell in cells}  # a plan may have one cell under two names
+    left = [cell for key, cell in wanted.items() if key not in finished]
     # the weights of the first seed are kept, for the report and for whoever opens the run later
     work = [(cell, weights_path(records.folder, cell.key) if cell.seed == 0 else None) for cell in left]
-    done = len(cells) - len(left)
+    done = len(wanted) - len(left)
     for cell, outcome in run(work):
         records.add(cell, outcome)
         done += 1
         if watch is not None:
-            watch(Progress(study, done, len(cells), cell, outcome))
+            watch(Progress(study, done, len(wanted), cell, outcome))
 
 
 def _device(name: str) -> str:

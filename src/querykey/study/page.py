@@ -66,7 +66,7 @@ def _task(result: Result, task: str) -> dict[str, Any]:
     """All that the page says of a task."""
     return {
         "name": task,
-        "about": _about(task),
+        "about": _about(result.study.tasks[task].get("task", task)),
         "title": tables.task_title(result, task),
         "rows": tables.task_rows(result, task),
         "differences": _differences(result, task),
@@ -164,7 +164,7 @@ def _settled(result: Result, task: str) -> list[tuple[str, str]]:
 
 def _maps(result: Result, task: str) -> dict[str, Any] | None:
     """The attention maps of one head, all designs on one scale."""
-    found = head_maps(result, task, result.study.designs[:DRAWN])
+    found = head_maps(result, task, result.study.designs_of(task)[:DRAWN])
     if found is None:
         return None
     limits = (0.0, max(float(weights.max()) for weights in found.maps.values()))

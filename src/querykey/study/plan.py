@@ -31,15 +31,20 @@ PLACES = ("paths", "tokenizer")  # options that say where something lies; the da
 class TaskChoice:
     """A task of a plan: its name, the options that it is made with, and the setting that is trained on it.
 
-    `margin` is a difference in the task's metric that does not matter; None takes it from the baseline's seed noise.
+    `kind` is the name of the task itself, where a plan has it more than once under names of its own. `margin` is a
+    difference in the task's metric that does not matter; None takes it from the baseline's seed noise. `designs` are
+    those of the plan that are tried on it beside the baseline; None for all.
     """
 
     name: str
     options: Mapping[str, Any] = field(default_factory=dict)
     setting: Setting = field(default_factory=Setting)
     margin: float | None = None
+    kind: str = ""
+    designs: tuple[Design, ...] | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "kind", self.kind or self.name)
         positive = self.margin is None or 0 < self.margin < float("inf")
         check(f"margin of {self.name}", positive, "a positive number", self.margin)
 
@@ -81,6 +86,9 @@ class Plan:
             check(kind, len(names) >= 1, "at least one", "none")
             twice = {name for name in names if names.count(name) > 1}
             check(kind, not twice, "each named once", f"{', '.join(sorted(twice))} more than once")
+        for task in self.tasks:
+            for design in task.designs or ():
+                check(f"designs of {task.name}", design in self.designs, "among the plan's", design)
 
     @property
     def baseline(self) -> Design:
@@ -93,7 +101,12 @@ class Plan:
         Raises:
             ValueError: if a task refuses its options or its text.
         """
-        return {choice.name: make_task(choice.name, **choice.options) for choice in self.tasks}
+        return {choice.name: _make(choice) for choice in self.tasks}
+
+    def designs_of(self, choice: TaskChoice) -> tuple[Design, ...]:
+        """The designs that are tried on a task, the baseline first."""
+        wanted = self.designs if choice.designs is None else choice.designs
+        return tuple(design for design in self.designs if design == self.baseline or design in wanted)
 
     def cells(self, tasks: Mapping[str, Task], device: str = "cpu") -> list[Cell]:
         """All training runs, seed by seed, so that an unfinished study can already be read.
@@ -105,7 +118,7 @@ class Plan:
         found = []
         for choice in (choice.completed(tasks[choice.name]) for choice in self.tasks):
             task = tasks[choice.name]
-            for design in self.designs:
+            for design in self.designs_of(choice):
                 choice.setting.layout(design)  # refuses what cannot be, before it is matched
                 setting = matched(choice.setting, design, self.baseline, self.match, task.length)
                 own = dataclasses.replace(choice, setting=setting)
@@ -127,7 +140,7 @@ class Cell:
     def config(self) -> dict[str, Any]:
         """All that decides the result, in plain values. A text goes by the hash of its symbols, not by its place."""
         return {
-            "task": self.task.name,
+            "task": self.task.kind,
             "options": {name: value for name, value in sorted(self.task.options.items()) if name not in PLACES},
             "design": str(self.design),
             "seed": self.seed,
@@ -167,7 +180,8 @@ def from_mapping(values: Mapping[str, Any], name: str) -> Plan:
     """The plan that plain values describe.
 
     ``designs`` and ``tasks`` are needed; ``seeds``, ``match``, ``tune`` and ``question`` may be there. ``model`` holds
-    what the settings of all tasks have in common; each table of ``tasks`` a task's own, its options and its margin.
+    what the settings of all tasks have in common; each table of ``tasks`` a task's own, its options and its margin,
+    with ``task`` the task that it is of where the table has another name, and ``designs`` those that are tried on it.
 
     Raises:
         PlanError: if a key is unknown, or a value is not what it should be.
@@ -195,18 +209,33 @@ def from_mapping(values: Mapping[str, Any], name: str) -> Plan:
 
 def choose_task(name: str, table: Mapping[str, Any], common: Mapping[str, Any]) -> TaskChoice:
     """A task with what a plan says of it: settings, its margin, and the options that only the task knows."""
+    kind = table.get("task", name)
     setting = {key: value for key, value in table.items() if key in _SETTINGS}
-    options = {key: value for key, value in table.items() if key not in _SETTINGS and key != "margin"}
-    if name not in TASKS:
-        make_task(name)  # refuses, and lists the known ones
-    known = tuple(inspect.signature(TASKS[name]).parameters)
-    _known(options, known, f"[tasks.{name}]", listed=(*known, *_SETTINGS, "margin"))
+    options = {key: value for key, value in table.items() if key not in (*_SETTINGS, *_OF_PLAN)}
+    if kind not in TASKS:
+        make_task(kind)  # refuses, and lists the known ones
+    known = tuple(inspect.signature(TASKS[kind]).parameters)
+    _known(options, known, f"[tasks.{name}]", listed=(*known, *_SETTINGS, *_OF_PLAN))
     if "positions" in known and "positions" in setting:  # the task knows what its positions may be
         options["positions"] = setting["positions"]
-    return TaskChoice(name, options, Setting(**{**common, **setting}), table.get("margin"))
+    designs = tuple(map(Design.parse, table["designs"])) if "designs" in table else None
+    return TaskChoice(name, options, Setting(**{**common, **setting}), table.get("margin"), kind, designs)
 
 
 _SETTINGS = tuple(setting.name for setting in dataclasses.fields(Setting))
+_OF_PLAN = ("task", "margin", "designs")
+
+
+def _make(choice: TaskChoice) -> Task:
+    """The task, whose metric must be able to differ by the margin.
+
+    Raises:
+        ValueError: if the task refuses its options or its text, or the margin is impossible.
+    """
+    task = make_task(choice.kind, **choice.options)
+    if task.metric == "accuracy" and choice.margin is not None:
+        check(f"margin of {choice.name}", choice.margin < 1, "below 1, since accuracies are", choice.margin)
+    return task
 
 
 def _read_toml(text: str, name: str) -> Plan:

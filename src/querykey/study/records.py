@@ -56,8 +56,9 @@ class Declared:
 class Study:
     """What was asked, in plain values: all that a report needs beside the cells.
 
-    `tasks` has, by name, the task's ``metric``, ``chance``, ``best``, ``length`` and ``margin``. The first design is
-    the baseline. `looks` are the numbers of seeds at which a study that grows is looked at; [] where it does not.
+    `tasks` has, by name, ``task`` (its kind), ``metric``, ``chance``, ``best``, ``length``, ``margin`` and ``designs``
+    (those tried on it). The first design is the baseline. `looks` are the numbers of seeds at which a study that grows
+    is looked at; [] where it does not.
     """
 
     name: str
@@ -68,6 +69,10 @@ class Study:
     cells: list[Declared]
     match: str = "width"
     looks: list[int] = field(default_factory=list)
+
+    def designs_of(self, task: str) -> list[str]:
+        """The designs that are tried on a task, the baseline first."""
+        return list(self.tasks[task].get("designs", self.designs))
 
 
 class Records:

@@ -76,8 +76,12 @@ class Result:
     @cached_property
     def comparisons(self) -> list[Comparison]:
         """Each design against the baseline on each task, corrected over all that the study declared."""
-        baseline, *others = self.study.designs
-        family = {(task, design): self._arms(task, design) for task in self.study.tasks for design in others}
+        baseline = self.study.designs[0]
+        family = {
+            (task, design): self._arms(task, design)
+            for task in self.study.tasks
+            for design in self.study.designs_of(task)[1:]
+        }
         # Drawn from only where there are too many pairs to try all signs; the same records give the same numbers.
         schedule = SeedSchedule(tuple(self.study.looks)) if self.study.looks else None
         return compare_family(family, baseline, np.random.default_rng(0), rule=self.rule, schedule=schedule)
@@ -198,7 +202,11 @@ def read(folder: str | Path) -> Result:
     """
     with Records(folder) as records:
         study = records.last_study()
-        return Result(study, records.cells([cell.key for cell in study.cells]), Path(folder))
+        there = records.finished()
+        declared = [cell for cell in study.cells if cell.key in there]
+        # a plan may have one cell under two names
+        cells = records.cells([cell.key for cell in declared]).assign(task=[cell.task for cell in declared])
+        return Result(study, cells, Path(folder))
 
 
 def _flat_columns(

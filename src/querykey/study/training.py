@@ -37,8 +37,9 @@ class Outcome:
     """What a cell gave. `metrics` is empty where training diverged.
 
     `curve` has the lists ``step``, ``loss`` (mean training loss in nats since the last point) and ``validation`` (in
-    the task's metric). `metrics` has ``test`` and ``validation``, ``test@LEVEL`` for tasks with levels, and for
-    relations ``argmax``, the share of positions at which the first head looks at the right one most.
+    the task's metric). `metrics` has ``test`` and ``validation``, ``test@LEVEL`` for tasks with levels, for text
+    ``train``, the score after training on examples of the training split, and for relations ``argmax``, the share of
+    positions at which the first head looks at the right one most.
     """
 
     status: str
@@ -56,7 +57,7 @@ def train(cell: Cell, weights: Path | None = None) -> Outcome:
         ValueError: if the text is not the one that the cell was planned with.
     """
     started = time.perf_counter()
-    task = _make_task(cell.task.name, json.dumps(dict(cell.task.options)))
+    task = _make_task(cell.task.kind, json.dumps(dict(cell.task.options)))
     found = getattr(task, "data_hash", None)
     if found != cell.data_hash:
         raise ValueError("the text has changed since the study began; start again, with another --out or the old text")
@@ -88,6 +89,9 @@ def train(cell: Cell, weights: Path | None = None) -> Outcome:
     test = _to(task.sample(TEST, generator(task.name, cell.seed, "test"), "test"), device)
     metrics = {f"test{level}": value for level, value in score(model, task, test, "test").items()}
     metrics["validation"] = curve["validation"][-1]
+    if isinstance(task, Text):  # the only task whose training examples can be learned by heart
+        train = _to(task.sample(TEST, generator(task.name, cell.seed, "train again")), device)
+        metrics["train"] = score(model, task, train, "train")[""]
     if isinstance(task, Relation):
         metrics["argmax"] = argmax_share(model, task, test)
     if weights is not None:
@@ -218,7 +222,7 @@ def _save(model: Transformer, cell: Cell, task: Task, example: Tensor, path: Pat
     kept = shape | {"setting": asdict(cell.task.setting), "design": str(cell.design)}
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()} | {EXAMPLE: example}
     try:
-        save_file(tensors, partial, metadata={"model": json.dumps(kept), "task": cell.task.name})
+        save_file(tensors, partial, metadata={"model": json.dumps(kept), "task": cell.task.kind})
     except SafetensorError as error:
         raise OSError(f"the weights cannot be written to {partial}: {error}") from None
     partial.replace(path)

@@ -21,7 +21,11 @@ from querykey.tasks.task import Examples, Positions, Split, check_choice, check_
 
 @dataclass(frozen=True)
 class _Naming:
-    """Positions in groups of `group`; each names the next of its group, and the last the first."""
+    """Positions in groups of `group`; each names the next of its group, and the last the first.
+
+    With several `relations` there are as many groupings, each with names of its own, and a position names the next
+    of its group in one of them, which is drawn.
+    """
 
     name: ClassVar[str]
     group: ClassVar[int]
@@ -29,8 +33,8 @@ class _Naming:
     length: int = 12
     names: int = 12
     payloads: int = 8
+    relations: int = 1
 
-    features: ClassVar[int] = 3
     causal: ClassVar[bool] = False
     positions: ClassVar[Positions] = "none"
     metric: ClassVar[Literal["accuracy"]] = "accuracy"
@@ -40,11 +44,17 @@ class _Naming:
         _check_groups(self.name, self.length, self.group)
         check_size(self.name, "names", self.names, least=self.length)  # each position needs its own
         check_size(self.name, "payloads", self.payloads, least=2)
+        check_size(self.name, "relations", self.relations, least=1)
+
+    @property
+    def features(self) -> int:
+        """A name for each relation, a pointer and a payload."""
+        return self.relations + 2
 
     @property
     def vocabulary(self) -> int:
-        """Names, then names as pointers, then payloads: three disjoint ranges."""
-        return 2 * self.names + self.payloads
+        """Names, then names as pointers, then payloads: disjoint ranges, the first two with a part per relation."""
+        return 2 * self.relations * self.names + self.payloads
 
     @property
     def classes(self) -> int:
@@ -58,16 +68,27 @@ class _Naming:
 
     def sample(self, count: int, generator: torch.Generator, split: Split = "train") -> Examples:
         """`count` examples, drawn from `generator` alone; every split has the same distribution."""
-        place = permutations(count, self.length, generator)  # place[k]: the position of the k-th member
-        named = torch.empty_like(place).scatter_(1, place, place[:, next_in_group(self.length, self.group)])
-        names = distinct(count, self.length, self.names, generator)
+        drawn = [self._grouping(count, generator) for _ in range(self.relations)]
         payloads = torch.randint(self.payloads, (count, self.length), generator=generator)
-        pointers = self.names + names.gather(1, named)
+        names = [relation * self.names + own for relation, (_, own) in enumerate(drawn)]
+        pointers = [own.gather(1, named) for own, (named, _) in zip(names, drawn, strict=True)]
+        named, pointer = drawn[0][0], pointers[0]
+        if self.relations > 1:
+            chosen = torch.randint(self.relations, (1, count, self.length), generator=generator)
+            named = torch.stack([one for one, _ in drawn]).gather(0, chosen)[0]
+            pointer = torch.stack(pointers).gather(0, chosen)[0]
+        several = self.relations * self.names
         return Examples(
-            inputs=torch.stack([names, pointers, 2 * self.names + payloads], dim=-1),
+            inputs=torch.stack([*names, several + pointer, 2 * several + payloads], dim=-1),
             targets=payloads.gather(1, named),
             counted=torch.ones(count, self.length, dtype=torch.bool),
         )
+
+    def _grouping(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """The position that each position names, and the name of each, both (count, length)."""
+        place = permutations(count, self.length, generator)  # place[k]: the position of the k-th member
+        named = torch.empty_like(place).scatter_(1, place, place[:, next_in_group(self.length, self.group)])
+        return named, distinct(count, self.length, self.names, generator)
 
 
 @dataclass(frozen=True)
@@ -85,8 +106,9 @@ class Cycle(_Naming):
         payload       2 (12)    1 (11)    3 (13)
         target        1         3         2
 
-    `chance` is 1/payloads and `best` 1, since the named position is always there. It has no `level`. By default 12
-    positions, as many names, 8 payloads, and no positional information.
+    With several `relations` a position has a name in each and points by one of them, so that a head must know them
+    all: fewer heads than relations. `chance` is 1/payloads and `best` 1, since the named position is always there. It
+    has no `level`. By default 12 positions, as many names, 8 payloads, one relation, and no positional information.
     """
 
     name: ClassVar[str] = "cycle"
