@@ -6,8 +6,9 @@ with a shared one and nothing else changed. Then one sentence per design.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from math import isnan, nan
 
 from querykey.design import Design
 from querykey.study.records import Study
@@ -17,10 +18,12 @@ from querykey.study.verdict import Comparison, Verdict
 _ROLES = {"q": "queries", "k": "keys", "v": "values"}
 
 
-def answer(study: Study, comparisons: Sequence[Comparison], missing: int = 0) -> list[str]:
+def answer(
+    study: Study, comparisons: Sequence[Comparison], missing: int = 0, improvement: Mapping[str, float] | None = None
+) -> list[str]:
     """The question, what was found of it, and one sentence per design."""
     question = [study.question] if study.question else []
-    return [*question, *headline(study, comparisons, missing), *on_designs(study, comparisons)]
+    return [*question, *headline(study, comparisons, missing), *on_designs(study, comparisons, improvement)]
 
 
 def headline(study: Study, comparisons: Sequence[Comparison], missing: int = 0) -> list[str]:
@@ -33,9 +36,17 @@ def headline(study: Study, comparisons: Sequence[Comparison], missing: int = 0) 
     return found
 
 
-def on_designs(study: Study, comparisons: Sequence[Comparison]) -> list[str]:
-    """For each design where it is better, worse, or no different from the baseline."""
-    return [_about(name, [c for c in comparisons if c.design == name]) for name in study.designs[1:]]
+def on_designs(
+    study: Study, comparisons: Sequence[Comparison], improvement: Mapping[str, float] | None = None
+) -> list[str]:
+    """For each design where it is better, worse, or no different from the baseline.
+
+    With `improvement` also the chance, by design, that a run of it beats one of the baseline on a task of those.
+    """
+    by_design = {name: [c for c in comparisons if c.design == name] for name in study.designs[1:]}
+    return [
+        _about(name, mine) + _chance(name, study, mine, improvement or {}) for name, mine in by_design.items() if mine
+    ]
 
 
 def in_words(design: Design) -> str:
@@ -140,6 +151,13 @@ def _about(design: str, comparisons: Sequence[Comparison]) -> str:
         numbers = f" ({c.design_mean:.3f} against {c.baseline_mean:.3f}{unit})" if c.difference.n else " (no pair yet)"
         said.setdefault(_kind(c), []).append(c.task + numbers)
     return f"{design}: " + "; ".join(f"{kind} {_and(tasks)}" for kind, tasks in said.items()) + "."
+
+
+def _chance(design: str, study: Study, comparisons: Sequence[Comparison], improvement: Mapping[str, float]) -> str:
+    chance = improvement.get(design, nan)
+    if len(comparisons) < 2 or isnan(chance):
+        return ""
+    return f" Over these tasks, a run of it beats one of {study.designs[0]} with probability {chance:.2f}."
 
 
 def _kind(c: Comparison) -> str:

@@ -197,7 +197,16 @@ def describe(plan: Plan, tasks: dict[str, Task], cells: Sequence[Cell]) -> Study
         for choice in plan.tasks
     }
     declared = [Declared(cell.key, cell.task.name, str(cell.design), cell.seed) for cell in cells]
-    return Study(plan.name, plan.question, [*map(str, plan.designs)], facts, plan.seeds, declared, plan.match)
+    return Study(
+        plan.name,
+        plan.question,
+        [*map(str, plan.designs)],
+        facts,
+        plan.seeds,
+        declared,
+        plan.match,
+        claims=[claim.plain for claim in plan.claims],
+    )
 
 
 def _train_missing(

@@ -43,8 +43,9 @@ def as_html(result: Result) -> str:
         study=result.study,
         result=result,
         headline=headline(result.study, result.comparisons, result.missing),
-        sentences=on_designs(result.study, result.comparisons),
+        sentences=on_designs(result.study, result.comparisons, result.improvement),
         notes=tables.notes(result),
+        claims=tables.claim_rows(result),
         designs=[
             (name, figures.marker(n), in_words(Design.parse(name))) for n, name in enumerate(result.study.designs)
         ],
@@ -69,6 +70,7 @@ def _task(result: Result, task: str) -> dict[str, Any]:
         "about": _about(result.study.tasks[task].get("task", task)),
         "title": tables.task_title(result, task),
         "rows": tables.task_rows(result, task),
+        "choices": tables.choice_rows(result, task),
         "differences": _differences(result, task),
         "curves": _curves(result, task),
         "settled": _settled(result, task),

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from querykey.design import Design
+from querykey.study.claims import Claim
 from querykey.study.matching import Match, matched
 from querykey.study.setting import PlanError, Setting, check
 from querykey.tasks import TASKS, Task, make_task
@@ -66,6 +67,7 @@ class Plan:
         seeds: how many paired seeds.
         match: what is equal for all designs: "width", "parameters" or "flops"; see `matched`.
         tune: learning rates to choose from for each design and task; none: the setting's own.
+        claims: what is to be judged by the comparisons, stated before they run.
 
     Raises:
         PlanError: if there are no designs, tasks or seeds, or one of them is there twice.
@@ -78,6 +80,7 @@ class Plan:
     question: str = ""
     match: Match = "width"
     tune: tuple[float, ...] = ()
+    claims: tuple[Claim, ...] = ()
 
     def __post_init__(self) -> None:
         check("tune", all(0 < rate < float("inf") for rate in self.tune), "positive learning rates", self.tune)
@@ -179,28 +182,36 @@ def load_plan(name: str | Path) -> Plan:
 def from_mapping(values: Mapping[str, Any], name: str) -> Plan:
     """The plan that plain values describe.
 
-    ``designs`` and ``tasks`` are needed; ``seeds``, ``match``, ``tune`` and ``question`` may be there. ``model`` holds
-    what the settings of all tasks have in common; each table of ``tasks`` a task's own, its options and its margin,
-    with ``task`` the task that it is of where the table has another name, and ``designs`` those that are tried on it.
+    ``designs`` and ``tasks`` are needed; ``seeds``, ``match``, ``tune``, ``question`` and ``claims`` (by name, see
+    `Claim.read`) may be there. ``model`` holds what the settings of all tasks have in common; each table of ``tasks``
+    a task's own, its options and its margin, with ``task`` the task that it is of where the table has another name,
+    and ``designs`` those that are tried on it.
 
     Raises:
         PlanError: if a key is unknown, or a value is not what it should be.
     """
     try:
-        _known(values, ("question", "designs", "seeds", "match", "tune", "model", "tasks"), "a plan")
+        _known(values, ("question", "designs", "seeds", "match", "tune", "model", "tasks", "claims"), "a plan")
         for needed in ("designs", "tasks"):
             check(needed, bool(values.get(needed)), "at least one", "none")
         common = values.get("model", {})
         _known(common, _SETTINGS, "[model]")
+        designs = tuple(Design.parse(text) for text in values["designs"])
+        claims = tuple(Claim.read(*named) for named in values.get("claims", {}).items())
+        for claim in claims:
+            _check_claim(claim, designs, values["tasks"])
         return Plan(
             name,
-            tuple(Design.parse(text) for text in values["designs"]),
+            designs,
             tuple(choose_task(task, table, common) for task, table in values["tasks"].items()),
             seeds=values.get("seeds", 6),
             question=values.get("question", ""),
             match=values.get("match", "width"),
             tune=tuple(map(float, values.get("tune", ()))),
+            claims=claims,
         )
+    except KeyError as error:
+        raise PlanError(f"plan {name}: a table lacks the key {error}") from None
     except (TypeError, AttributeError) as error:
         raise PlanError(f"plan {name}: a value has the wrong type: {error}") from None
     except ValueError as error:
@@ -220,6 +231,14 @@ def choose_task(name: str, table: Mapping[str, Any], common: Mapping[str, Any]) 
         options["positions"] = setting["positions"]
     designs = tuple(map(Design.parse, table["designs"])) if "designs" in table else None
     return TaskChoice(name, options, Setting(**{**common, **setting}), table.get("margin"), kind, designs)
+
+
+def _check_claim(claim: Claim, designs: Iterable[Design], tasks: Iterable[str]) -> None:
+    known = [*map(str, designs)][1:]
+    for one in claim.predictions:
+        check(f"design of claim {claim.name}", one.design in known, f"one of {', '.join(known)}", one.design)
+        for task in one.tasks:
+            check(f"task of claim {claim.name}", task in tasks, f"one of {', '.join(tasks)}", task)
 
 
 _SETTINGS = tuple(setting.name for setting in dataclasses.fields(Setting))

@@ -58,7 +58,7 @@ class Study:
 
     `tasks` has, by name, ``task`` (its kind), ``metric``, ``chance``, ``best``, ``length``, ``margin`` and ``designs``
     (those tried on it). The first design is the baseline. `looks` are the numbers of seeds at which a study that grows
-    is looked at; [] where it does not.
+    is looked at; [] where it does not. `claims` are those of the plan, see `Claim.plain`.
     """
 
     name: str
@@ -69,6 +69,7 @@ class Study:
     cells: list[Declared]
     match: str = "width"
     looks: list[int] = field(default_factory=list)
+    claims: list[dict[str, Any]] = field(default_factory=list)
 
     def designs_of(self, task: str) -> list[str]:
         """The designs that are tried on a task, the baseline first."""

@@ -14,14 +14,15 @@ from typing import Any
 
 from rich.console import Console
 
-from querykey.study import tables
 from querykey.study.page import as_html as as_html
 from querykey.study.result import Result
+from querykey.study.tables import claim_rows
+from querykey.study.terminal import Tables
 
 
-def as_table(result: Result) -> tables.Tables:
+def as_table(result: Result) -> Tables:
     """What rich prints: a table per task, what the designs cost, notes, and last the answer."""
-    return tables.Tables(result)
+    return Tables(result)
 
 
 def print_tables(result: Result, console: Console) -> None:
@@ -36,7 +37,7 @@ def as_csv(result: Result) -> str:
 
 
 def as_json(result: Result) -> str:
-    """An object with ``study``, ``answer``, ``summary``, ``costs``, ``cells`` and ``curves``.
+    """An object with ``study``, ``answer``, ``claims``, ``summary``, ``costs``, ``cells`` and ``curves``.
 
     Cells keep their nested configuration, metrics and origin, and curves are one object per cell, by its key. What is
     no finite number is null.
@@ -45,6 +46,8 @@ def as_json(result: Result) -> str:
         "study": asdict(result.study),
         "missing": result.missing,
         "answer": result.answer(),
+        "claims": [row._asdict() | {"evidence": [one._asdict() for one in row.evidence]} for row in claim_rows(result)],
+        "improvement": result.improvement,
         "summary": result.summary.to_dict("records"),
         "costs": result.costs.to_dict("records"),
         "cells": result.records.drop(columns="curve").to_dict("records"),

@@ -18,11 +18,12 @@ import pandas as pd
 
 from querykey.design import Design
 from querykey.study.answer import answer
+from querykey.study.claims import Claim, Judgement, judge, reversals
 from querykey.study.convergence import converged_at, still_improving
 from querykey.study.records import Records, Study, weights_path
 from querykey.study.setting import Setting
 from querykey.study.statistics import SeedSchedule
-from querykey.study.verdict import Arms, Comparison, Rule, compare_family
+from querykey.study.verdict import Arms, Comparison, Rule, compare_family, improvement_over_tasks
 
 _IDENTITY = ("key", "task", "design", "seed", "status")
 _POINTS = ("step", "loss", "validation")
@@ -77,14 +78,23 @@ class Result:
     def comparisons(self) -> list[Comparison]:
         """Each design against the baseline on each task, corrected over all that the study declared."""
         baseline = self.study.designs[0]
-        family = {
-            (task, design): self._arms(task, design)
-            for task in self.study.tasks
-            for design in self.study.designs_of(task)[1:]
-        }
         # Drawn from only where there are too many pairs to try all signs; the same records give the same numbers.
         schedule = SeedSchedule(tuple(self.study.looks)) if self.study.looks else None
-        return compare_family(family, baseline, np.random.default_rng(0), rule=self.rule, schedule=schedule)
+        return compare_family(self._family, baseline, np.random.default_rng(0), rule=self.rule, schedule=schedule)
+
+    @cached_property
+    def reversals(self) -> dict[tuple[str, str], float]:
+        """By task and design, the chance that a fresh set of seeds would find something else; see `claims.reversals`.
+
+        Takes seconds where there are many comparisons.
+        """
+        return reversals(self._family, self.comparisons, self.rule)
+
+    @cached_property
+    def judgements(self) -> list[Judgement]:
+        """What was found of each claim that the plan states."""
+        claims = [Claim.read(stored["name"], stored) for stored in self.study.claims]
+        return judge(claims, self.comparisons, self.reversals) if claims else []
 
     @cached_property
     def summary(self) -> pd.DataFrame:
@@ -143,13 +153,24 @@ class Result:
             found[c.task] = max(found[c.task], c.equivalence.margin)
         return {task: facts["margin"] or found[task] for task, facts in self.study.tasks.items()}
 
+    @cached_property
+    def improvement(self) -> dict[str, float]:
+        """By design, the chance that a run of it beats one of the baseline on a task drawn at random."""
+        return improvement_over_tasks(self._family)
+
+    def options(self, task: str) -> dict[str, Any]:
+        """What the task was made with, but for places on a disk; {} as long as there is no cell."""
+        options = (config["options"] for name, config in self._columns("task", "config") if name == task)
+        return dict(next(options, {}))
+
     def settings(self, task: str) -> dict[str, Setting]:
         """How the models of each design that has a cell of the task were made and trained, the baseline first."""
         return {design: setting for (name, design), setting in self._settings.items() if name == task}
 
-    def scores(self, task: str, design: str) -> dict[int, float]:
-        """The test scores of a design on a task by seed; a diverged cell is NaN."""
-        return self._scores.get((task, design), {})
+    def scores(self, task: str, design: str, metric: str = "test") -> dict[int, float]:
+        """By seed, a metric of a design on a task, by default the test score; NaN where a cell has none."""
+        found = self._metrics.get((task, design), {})
+        return {seed: float(metrics.get(metric, np.nan)) for seed, metrics in found.items()}
 
     def higher_is_better(self, task: str) -> bool:
         """Whether the task's metric is an accuracy rather than a loss."""
@@ -162,7 +183,7 @@ class Result:
 
     def answer(self) -> list[str]:
         """The study's question, then its answer in plain words, drawn from the numbers alone."""
-        return answer(self.study, self.comparisons, self.missing)
+        return answer(self.study, self.comparisons, self.missing, self.improvement)
 
     def _repr_html_(self) -> str:
         from querykey.study.report import as_html
@@ -171,10 +192,19 @@ class Result:
         return f'<iframe srcdoc="{page}" style="width:100%;height:48rem;border:0" title="querykey report"></iframe>'
 
     @cached_property
-    def _scores(self) -> dict[tuple[str, str], dict[int, float]]:
-        found: dict[tuple[str, str], dict[int, float]] = {}
+    def _family(self) -> dict[tuple[str, str], Arms]:
+        """All that the study declared."""
+        return {
+            (task, design): self._arms(task, design)
+            for task in self.study.tasks
+            for design in self.study.designs_of(task)[1:]
+        }
+
+    @cached_property
+    def _metrics(self) -> dict[tuple[str, str], dict[int, dict[str, float]]]:
+        found: dict[tuple[str, str], dict[int, dict[str, float]]] = {}
         for task, design, seed, metrics in self._columns("task", "design", "seed", "metrics"):
-            found.setdefault((task, design), {})[int(seed)] = float(metrics.get("test", np.nan))
+            found.setdefault((task, design), {})[int(seed)] = metrics
         return found
 
     @cached_property

@@ -1,4 +1,4 @@
-"""The tables of a report, as rows of words for any page and as a terminal shows them."""
+"""The tables of a report, as rows of words for any page or terminal."""
 
 from __future__ import annotations
 
@@ -7,19 +7,16 @@ from math import isfinite, isnan
 from typing import Any, NamedTuple
 
 import numpy as np
-from rich import box
-from rich.console import Console, ConsoleOptions, RenderableType
-from rich.table import Table
-from rich.text import Text
 
 from querykey.design import Design
-from querykey.study.answer import headline, on_designs
+from querykey.study.ceilings import ceiling
+from querykey.study.claims import Found, Judgement
 from querykey.study.matching import cost
 from querykey.study.result import Result
 from querykey.study.statistics import mean_sd, minimum_seeds
 from querykey.study.verdict import Comparison, Verdict
+from querykey.tasks import Relation
 
-ROOMY = 120  # columns from which a comparison has room on one line
 NOTHING = "–"
 
 
@@ -57,6 +54,37 @@ class Cost(NamedTuple):
     cache: Amount
 
 
+class Choice(NamedTuple):
+    """How often the highest weight of a design's one head lies right, and how often it can at most, with the reason."""
+
+    design: str
+    right: str
+    ceiling: str
+    reason: str
+
+
+class Evidence(NamedTuple):
+    """What was found of one prediction on one task; `kind` is met, against or open."""
+
+    task: str
+    design: str
+    expected: str
+    finding: str
+    difference: str
+    reversal: str
+    kind: str
+
+
+class ClaimRow(NamedTuple):
+    """A claim with its verdict and what it rests on; `kind` is holds, fails or open."""
+
+    name: str
+    says: str
+    verdict: str
+    kind: str
+    evidence: list[Evidence]
+
+
 def task_title(result: Result, task: str) -> str:
     """`cycle: accuracy, 6 seeds (chance 0.125, best 1, margin 0.01)`."""
     facts = result.study.tasks[task]
@@ -73,6 +101,25 @@ def task_rows(result: Result, task: str) -> list[Row]:
     scores = np.array([*result.scores(task, baseline).values()], dtype=float)
     compared = [_row(c, result.words[task, c.design]) for c in result.comparisons if c.task == task]
     return [Row(baseline, mean_and_sd(*mean_sd(scores[np.isfinite(scores)]))), *compared]
+
+
+def choice_rows(result: Result, task: str) -> list[Choice]:
+    """One row per design, for a fixed relation and models of one layer and one head; none else."""
+    if result.study.tasks[task].get("task", task) != Relation.name:
+        return []
+    relation = Relation(**result.options(task))
+    rows = []
+    for design, setting in result.settings(task).items():
+        bound = ceiling(relation, Design.parse(design), setting)
+        if bound is not None:
+            shares = np.array([*result.scores(task, design, "argmax").values()])
+            rows.append(Choice(design, mean_and_sd(*mean_sd(shares)), str(bound.fraction), bound.reason))
+    return rows
+
+
+def claim_rows(result: Result) -> list[ClaimRow]:
+    """One row per claim of the plan, with what was found of each prediction."""
+    return [_claim(judgement) for judgement in result.judgements]
 
 
 def cost_title(result: Result) -> str | None:
@@ -108,7 +155,8 @@ def mismatch(result: Result, task: str) -> dict[str, tuple[float, float]]:
 
 def notes(result: Result) -> list[str]:
     """What has to be known beside the tables, in a sentence each."""
-    return [*_on_missing(result), *_on_diverged(result), *_on_seeds(result), *_on_matching(result), *_on_length(result)]
+    about = (_on_missing, _on_diverged, _on_seeds, _on_matching, _on_rates, _on_length)
+    return [note for notes_of in about for note in notes_of(result)]
 
 
 def _on_missing(result: Result) -> Iterator[str]:
@@ -146,6 +194,15 @@ def _on_matching(result: Result) -> Iterator[str]:
         yield f"Designs are matched in {'FLOPs' if rule == 'flops' else rule}, at most {off:.1%} off."
 
 
+def _on_rates(result: Result) -> Iterator[str]:
+    """The learning rates of a task whose designs have different ones: they were chosen."""
+    for task in result.study.tasks:
+        rates = {design: setting.lr for design, setting in result.settings(task).items()}
+        if len(set(rates.values())) > 1:
+            chosen = ", ".join(f"{design} {rate:g}" for design, rate in rates.items())
+            yield f"On {task} the learning rates chosen on validation are: {chosen}."
+
+
 def _on_length(result: Result) -> Iterator[str]:
     """Comparisons whose better side was still getting better."""
     frame = result.convergence[result.convergence["improving"] > 0.5]
@@ -157,79 +214,6 @@ def _on_length(result: Result) -> Iterator[str]:
             named = " and ".join(design for design in result.study.designs if design in ahead)
             still = "was still improving" if len(ahead) == 1 else "were still improving"
             yield f"On {task}, {named} {still} when training ended: this says who is ahead, not who would win."
-
-
-class Tables:
-    """A result for rich, as wide as the terminal has room."""
-
-    def __init__(self, result: Result) -> None:
-        self.result = result
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
-        """Tables, then notes, and last what one wants to see first where lines scroll: the answer."""
-        roomy = options.max_width >= ROOMY
-        for task in self.result.study.tasks:
-            yield from _titled(task_title(self.result, task), _task_table(task_rows(self.result, task), roomy))
-        title = cost_title(self.result)
-        if title is not None:
-            yield from _titled(title, _cost_table(cost_rows(self.result)))
-        for note in notes(self.result):
-            yield Text(f"Note: {note}", "yellow")
-            yield ""
-        yield from self._answer()
-
-    def _answer(self) -> Iterator[RenderableType]:
-        result = self.result
-        if result.study.question:
-            yield Text(result.study.question, "bold")
-        for line in headline(result.study, result.comparisons, result.missing):
-            yield Text(line)
-        points = Table.grid(padding=(0, 1, 0, 0))
-        for line in on_designs(result.study, result.comparisons):
-            points.add_row("-", Text(line))
-        yield points
-
-
-def _titled(title: str, table: Table) -> Iterator[Text | Table | str]:
-    yield Text(title, "bold")
-    yield table
-    yield ""
-
-
-def _task_table(rows: list[Row], roomy: bool) -> Table:
-    table = _empty_table()
-    heads = ("design", "mean ± sd", "difference", "95 % interval", "p (Holm)", "p flip", "verdict")
-    if roomy:
-        for head in heads:
-            table.add_column(head, overflow="fold", justify="left" if head in ("design", "verdict") else "right")
-        for row in rows:
-            table.add_row(*row[:6], Text(row.verdict, _STYLES.get(row.kind, "")))
-        return table
-    table.add_column("design", overflow="fold")
-    for head in ("mean\n± sd", "difference\n95 % interval", "p (Holm)\np flip"):
-        table.add_column(head, justify="right", no_wrap=True)
-    table.add_column("verdict", overflow="fold")
-    for row in rows:
-        pairs = (row.score.replace(" ±", "\n±"), f"{row.difference}\n{row.interval}", f"{row.p_t}\n{row.p_flip}")
-        table.add_row(row.design, *map(str.strip, pairs), Text(row.verdict, _STYLES.get(row.kind, "")))
-    return table
-
-
-_STYLES = {"better": "green", "worse": "red", "open": "dim"}
-
-
-def _cost_table(rows: list[Cost]) -> Table:
-    table = _empty_table()
-    table.add_column("design", overflow="fold")
-    for head in ("parameters", "FLOPs", "cache bytes/token"):
-        table.add_column(head, justify="right", no_wrap=True)
-    for row in rows:
-        table.add_row(row.design, *(f"{amount.number}  {amount.times:>5}" for amount in row[1:]))
-    return table
-
-
-def _empty_table() -> Table:
-    return Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0), header_style="none")
 
 
 def _row(c: Comparison, words: str) -> Row:
@@ -247,6 +231,21 @@ def _row(c: Comparison, words: str) -> Row:
         words,
         _kind(c),
     )
+
+
+def _claim(judgement: Judgement) -> ClaimRow:
+    verdict = judgement.verdict
+    kind = "holds" if verdict.startswith("holds") else "fails" if verdict.startswith("does not") else "open"
+    evidence = [_evidence(found) for found in judgement.found]
+    return ClaimRow(judgement.claim.name, judgement.claim.says, verdict, kind, evidence)
+
+
+def _evidence(found: Found) -> Evidence:
+    row = _row(found.comparison, "") if found.comparison else None
+    difference = f"{row.difference} {row.interval}" if row else NOTHING
+    reversal = NOTHING if isnan(found.reversal) else f"{100 * found.reversal:.1f} %"
+    kind = "open" if found.finding in ("cannot tell", "not tested") else "met" if found.met else "against"
+    return Evidence(found.task, found.design, found.expected, found.finding, difference, reversal, kind)
 
 
 def _kind(c: Comparison) -> str:
