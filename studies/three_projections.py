@@ -2,8 +2,8 @@
 
     querykey compare studies/three_projections.py
 
-Theirs: dim 32, 64 and 256; 2 and 4 layers; 2 and 4 heads; lengths 16, 64 and 128; 3 seeds; 10,000 examples for 2 epochs,
-Adam at 1e-3. Here: dim 32 and 64, 2 layers, 2 heads, lengths 16 and 64, 6 seeds, 320 steps of 64 examples drawn anew,
+Theirs: dim 32, 64 and 256; 2 and 4 layers; 2 and 4 heads; lengths 16, 64 and 128; 3 seeds; 10,000 examples for 2
+epochs, Adam at 1e-3. Here: dim 32 and 64, 2 layers, 2 heads, lengths 16 and 64, 6 seeds, 320 steps of 64 examples drawn anew,
 AdamW at 1e-3 with a warm-up. Two arms are added: the task `shift`, which is directed where theirs are not, and the
 self-mask. With learned positions their `swap` is `reverse` with the positions renamed, so one of them stands for both.
 The whole grid is in three_projections_full.py.
@@ -16,7 +16,7 @@ TASKS = ("reverse", "sort", "shift", "copy", "sub")
 
 
 def grid(dims, depths, heads, lengths, tasks=TASKS):
-    """A table of tasks: each at each size, named like reverse-32-16, or reverse-32-2-4-16 where depth and heads vary."""
+    """A table of tasks: each at each size, like reverse-32-16, or reverse-32-2-4-16 where depth or heads vary."""
     several = len(depths) * len(heads) > 1
     return {
         "-".join(map(str, (task, dim, *((depth, head) if several else ()), length))): {

@@ -148,7 +148,7 @@ def test_a_run_that_is_killed_at_any_moment_resumes(undisturbed, tmp_path):
     plan, out, moments = tmp_path / "small.toml", tmp_path / "out", random.Random(7)
     plan.write_text(TOML)
     lived = []
-    for _ in range(10):
+    for _ in range(3):  # ten, on both engines, in test_kills.py
         process = run(out, plan, workers=2)
         before, started = count(out), time.monotonic()
         anywhere = moments.random() < 0.3  # else soon after a cell has come, while others are being written
@@ -159,7 +159,7 @@ def test_a_run_that_is_killed_at_any_moment_resumes(undisturbed, tmp_path):
             os.killpg(process.pid, signal.SIGKILL)
             lived.append(count(out))
         process.communicate()
-    assert len(lived) >= 3  # on a fast machine the study may end before the tenth
+    assert lived  # on a fast machine the study may end before the third
     last = run(out, plan, workers=2)
     _, stderr = last.communicate(timeout=120)
     assert last.returncode == 0, stderr

@@ -214,3 +214,30 @@ def test_nothing_heavy_is_imported_for_plain_files() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+@pytest.mark.parametrize("tokens", [False, True])
+def test_a_kept_corpus_is_the_same_and_stays_in_its_file(
+    tokens: bool, folder: Path, tokenizer_file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    made = Text.read(folder, length=7, tokenizer=tokenizer_file if tokens else "bytes")
+    path = tmp_path_factory.mktemp("kept") / "corpora" / "text.safetensors"
+    made.corpus.save(path)
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name]  # no partial file is left
+    kept = Text.read(folder / "moved away", length=7, prepared=path)  # what is prepared needs no other
+    assert kept.corpus == made.corpus
+    assert (kept.corpus.description, kept.vocabulary, kept.chance) == (
+        made.corpus.description,
+        made.vocabulary,
+        made.chance,
+    )
+    for split in SPLITS:
+        ours, theirs = (task.sample(17, torch.Generator().manual_seed(3), split) for task in (kept, made))
+        assert all(torch.equal(one, other) for one, other in zip(ours[:3], theirs[:3], strict=True))
+        assert kept.bytes_per_symbol(split) == made.bytes_per_symbol(split)
+    if sys.platform == "linux":
+        assert str(path) in Path("/proc/self/maps").read_text()
+
+
+def test_a_prepared_text_that_is_not_there_is_read_from_its_place(folder: Path) -> None:
+    assert Text.read(folder, length=7, prepared=folder / "gone").corpus == Text.read(folder, length=7).corpus

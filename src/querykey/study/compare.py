@@ -20,7 +20,7 @@ from querykey.study.records import Declared, Records, Study, weights_path
 from querykey.study.setting import PlanError, Setting
 from querykey.study.statistics import SeedSchedule
 from querykey.study.training import Outcome
-from querykey.tasks import Task
+from querykey.tasks import Task, Text
 
 Engine = Callable[[Sequence[engines.Work]], Iterator[tuple[Cell, Outcome]]]
 
@@ -95,7 +95,7 @@ def compare(
     looks = SeedSchedule.within(asked.seeds).looks if growing else (asked.seeds,)
     device = _device(device)
     made = asked.make_tasks()
-    cells = asked.cells(made, device)
+    asked.cells(made, device)  # refuses what cannot be, before anything is written
     workers = workers or (engines.cores() if device == "cpu" else 1)
     run: Engine = partial(engines.run_local, workers=workers)
     if engine == "ray":
@@ -103,6 +103,8 @@ def compare(
     elif engine != "local":
         raise PlanError(f"engine must be local or ray, not {engine!r}")
     with Records(out or Path("runs") / asked.name, create=True) as records, records.lock():
+        asked = _with_corpora(asked, made, records.folder)
+        cells = asked.cells(made, device)
         if asked.tune:
             tried = tuning.grid(cells, asked.tune)
             _train_missing(records, describe(asked, made, tried), tried, run, watch)
@@ -119,6 +121,20 @@ def compare(
             if not _undecided(result.read(records.folder)):
                 break
         return result.read(records.folder)
+
+
+def _with_corpora(plan: Plan, tasks: dict[str, Task], folder: Path) -> Plan:
+    """The plan with its texts in files beside the records, so that each is read once and shared by all workers."""
+    choices = []
+    for choice in plan.tasks:
+        task = tasks[choice.name]
+        if isinstance(task, Text):
+            path = (folder / "corpora" / f"{task.data_hash[:16]}.safetensors").absolute()
+            if not path.is_file():
+                task.corpus.save(path)
+            choice = dataclasses.replace(choice, options={**choice.options, "prepared": str(path)})
+        choices.append(choice)
+    return dataclasses.replace(plan, tasks=tuple(choices))
 
 
 def _undecided(found: result.Result) -> set[tuple[str, str]]:

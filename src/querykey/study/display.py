@@ -27,6 +27,7 @@ class Display:
         self._bar = Progress(
             TextColumn("cells"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"),
             TimeRemainingColumn(), console=console,
+            speed_estimate_period=86400,  # cells of one seed differ in size, so the last ones do not tell the rest
         )  # fmt: skip
         self._task = self._bar.add_task("cells", total=None)
         self._live = Live(self._bar, console=console, refresh_per_second=4, transient=True)

@@ -25,7 +25,7 @@ from querykey.study.matching import Match, matched
 from querykey.study.setting import PlanError, Setting, check
 from querykey.tasks import TASKS, Task, make_task
 
-PLACES = ("paths", "tokenizer")  # options that say where something lies; the data hash says what it is
+PLACES = ("paths", "tokenizer", "prepared")  # options that say where something lies; the data hash says what it is
 
 
 @dataclass(frozen=True)

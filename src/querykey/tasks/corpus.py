@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from itertools import accumulate, pairwise
+from pathlib import Path
 from typing import NamedTuple, get_args
 
 import torch
@@ -104,6 +106,40 @@ class Corpus:
             tokenizer.vocabulary if tokenizer else 256,
             *(_join(symbols, part, dtype) for symbols, part in zip(encoded, parts, strict=True)),
         )
+
+    def save(self, path: Path) -> None:
+        """Keep the corpus in a safetensors file, whole or not at all; see `load`."""
+        from safetensors import SafetensorError
+        from safetensors.torch import save_file
+
+        tensors: dict[str, Tensor] = {}
+        sizes: dict[str, int] = {}
+        for name in SPLITS:
+            part: Documents = getattr(self, name)
+            tensors |= {f"{name}.data": part.data, f"{name}.ends": part.ends}
+            sizes[name] = part.size
+        facts = {"data_hash": self.data_hash, "description": self.description, "vocabulary": self.vocabulary}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        try:
+            save_file(tensors, partial, metadata={"corpus": json.dumps(facts | {"sizes": sizes})})
+        except SafetensorError as error:
+            raise OSError(f"the text cannot be written to {partial}: {error}") from None
+        partial.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> Corpus:
+        """A corpus that was kept. Its symbols stay in the file, mapped into memory: all processes share one copy."""
+        from safetensors import safe_open
+
+        with safe_open(path, "pt") as file:
+            facts = json.loads(file.metadata()["corpus"])
+            sizes = facts.pop("sizes")
+            parts = [
+                Documents(file.get_tensor(f"{name}.data"), file.get_tensor(f"{name}.ends"), sizes[name])
+                for name in SPLITS
+            ]
+        return cls(facts["data_hash"], facts["description"], facts["vocabulary"], *parts)
 
 
 def _whole(documents: dict[bytes, bytes]) -> list[list[bytes]]:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import ClassVar, Literal, get_args
 
 import torch
@@ -65,12 +66,16 @@ class Text:
         positions: Positions = "rotary",
         tokenizer: str | os.PathLike[str] = "bytes",
         limit: int | None = None,
+        prepared: str | os.PathLike[str] | None = None,
     ) -> Text:
         """The text at `paths` (see `Corpus.read`), or Python's standard library where none are given.
 
         `tokenizer` is "bytes" or a file of the `tokenizers` library; `limit` is how many bytes are read at most, by
-        default 64 million, and 8 million of the standard library.
+        default 64 million, and 8 million of the standard library. `prepared` is where the same text lies as
+        `Corpus.save` keeps it; where it does, it is mapped into memory and nothing else is read.
         """
+        if prepared is not None and Path(prepared).is_file():
+            return cls(Corpus.load(Path(prepared)), length, positions)
         symbols = None if tokenizer == "bytes" else Tokenizer.read(tokenizer)
         if paths:
             corpus = Corpus.read(paths, 64_000_000 if limit is None else limit, symbols)

@@ -1,0 +1,293 @@
+"""From the records of finished studies to the tables of the documents.
+
+    python studies/publish.py runs/core runs/claims     keep what was found, as studies/results/NAME.json
+    python studies/publish.py                           write every table of docs/ and README from what is kept
+    python studies/publish.py --check                   say which documents differ, exit code 1 if one does
+
+A document marks its tables: `<!-- table: KIND STUDY options -->`, then the table, then `<!-- end of table -->`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from querykey.study.claims import finding
+from querykey.study.result import Result, read
+from querykey.study.tables import choice_rows
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "studies" / "results"
+DOCUMENTS = ("README.md", "README.zh-CN.md", "docs/*.md")
+MARKED = re.compile(r"(<!-- table: (?P<words>[^>]+) -->\n)(?P<table>.*?)(<!-- end of table -->)", re.DOTALL)
+
+Row = dict[str, Any]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="folders that querykey compare wrote to")
+    parser.add_argument("--check", action="store_true", help="change nothing, and say which documents differ")
+    chosen = parser.parse_args()
+    for folder in chosen.runs:
+        result = read(folder)
+        path = RESULTS / f"{Path(folder).name}.json"
+        path.write_text(json.dumps(summarise(result), indent=1, ensure_ascii=False) + "\n")
+        print(f"{path.relative_to(ROOT)}: {len(result.records)} cells, {result.missing} missing")
+    differing = [path for path in documents() if written(path.read_text()) != path.read_text()]
+    if not chosen.check:
+        for path in differing:
+            path.write_text(written(path.read_text()))
+    for path in differing:
+        print(f"{path.relative_to(ROOT)}: {'differs from' if chosen.check else 'written from'} studies/results")
+    return 1 if differing and chosen.check else 0
+
+
+def documents() -> Iterator[Path]:
+    for pattern in DOCUMENTS:
+        yield from sorted(ROOT.glob(pattern))
+
+
+def written(text: str) -> str:
+    """The document with each of its tables made anew."""
+    return MARKED.sub(lambda found: found[1] + _made(found["words"]) + found[4], text)
+
+
+def _made(words: str) -> str:
+    kind, study, *options = words.split()
+    if kind not in KINDS:
+        raise SystemExit(f"there is no table of kind {kind!r}; there are {', '.join(KINDS)}")
+    kept = json.loads((RESULTS / f"{study}.json").read_text())
+    return "\n".join(KINDS[kind](kept, **dict(option.split("=", 1) for option in options))) + "\n"
+
+
+# What is kept of a study
+
+
+def summarise(result: Result) -> dict[str, Any]:
+    """All that a table needs: one row per task and design, and one per prediction of a claim."""
+    machine = result.cells["origin.machine.processor"].iloc[0] if len(result.records) else None
+    return {
+        "study": result.study.name,
+        "question": result.study.question,
+        "designs": result.study.designs,
+        "seeds": result.study.seeds,
+        "match": result.study.match,
+        "cells": len(result.study.cells),
+        "missing": result.missing,
+        "machine": machine,
+        "torch": result.cells["origin.torch"].iloc[0],
+        "hours": round(float(result.cells["seconds"].sum()) / 3600, 3),
+        "rows": [_row(result, task, design) for task in result.study.tasks for design in result.study.designs_of(task)],
+        "claims": [
+            {
+                "name": one.claim.name,
+                "says": one.claim.says,
+                "verdict": one.verdict,
+                "found": [
+                    {"task": f.task, "design": f.design, "expected": f.expected, "finding": f.finding}
+                    for f in one.found
+                ],
+            }
+            for one in result.judgements
+        ],
+    }
+
+
+def _row(result: Result, task: str, design: str) -> Row:
+    facts = result.study.tasks[task]
+    settings = result.settings(task).get(design)
+    row: Row = {"task": task, "kind": facts.get("task", task), "metric": facts["metric"], "design": design}
+    row |= {"margin": _digits(result.margins[task]), "chance": _digits(facts["chance"])}
+    row["parameters"] = settings and settings.layers * settings.layout(_parsed(design)).parameters
+    for name in ("test", "train", "argmax"):
+        scores = [score for score in result.scores(task, design, name).values() if math.isfinite(score)]
+        if scores:
+            row[name] = _digits(sum(scores) / len(scores))
+            row[f"{name}_sd"] = _digits(_sd(scores))
+            row[f"{name}_least"], row[f"{name}_most"] = _digits(min(scores)), _digits(max(scores))
+    for choice in choice_rows(result, task):
+        if choice.design == design:
+            row |= {"ceiling": choice.ceiling, "reason": choice.reason}
+    for c in result.comparisons:
+        if (c.task, c.design) == (task, design):
+            d = c.difference
+            row |= {"n": d.n, "difference": d.mean, "low": d.t_low, "high": d.t_high, "sd_difference": d.sd}
+            row |= {"p_holm": c.p_holm, "p_flip": d.p_flip, "verdict": str(c.verdict), "within_margin": c.within_margin}
+            row |= {"finding": finding(c), "reversal": result.reversals[task, design]}
+            row |= {"smallest_effect": c.smallest_effect}
+    return {name: _digits(value) if isinstance(value, float) else value for name, value in row.items()}
+
+
+def _parsed(design: str):
+    from querykey import Design
+
+    return Design.parse(design)
+
+
+def _sd(scores: list[float]) -> float:
+    mean = sum(scores) / len(scores)
+    return math.sqrt(sum((score - mean) ** 2 for score in scores) / max(1, len(scores) - 1))
+
+
+def _digits(x: float) -> float | None:
+    """Six significant digits are what a table needs, and keep the files small."""
+    return float(f"{x:.6g}") if math.isfinite(x) else None
+
+
+# Tables
+
+WORDS = {
+    "en": {
+        "design": "design", "task": "task", "difference": "difference and 95 % interval", "found": "found",
+        "turn": "seeds turn it", "score": "score", "right": "highest weight right", "most": "at most",
+        "because": "because", "train": "seen text", "test": "held-out text", "gap": "gap", "parameters": "parameters",
+        "predicted": "predicted", "worse": "worse", "not worse": "not worse", "cannot tell": "cannot tell",
+        "not tested": "not tested", "better": "better", "same": "no different", "baseline": "baseline",
+    },
+    "zh": {
+        "design": "设计", "task": "任务", "difference": "差值与 95 % 区间", "found": "结论",
+        "turn": "换种子会翻转", "score": "得分", "right": "最大权重落对", "most": "上限",
+        "because": "原因", "train": "训练过的文本", "test": "未见文本", "gap": "差距", "parameters": "参数量",
+        "predicted": "预测", "worse": "更差", "not worse": "不更差", "cannot tell": "无法判断",
+        "not tested": "未检验", "better": "更好", "same": "无差别", "baseline": "基线",
+    },
+}  # fmt: skip
+CEILING_ZH = {
+    "s_ij says nothing": "s_ij 与 s_ji 互不相干，每个词元都能选它想选的",
+    "s_ij ≤ s_ii": "s_ij ≤ s_ii，每个词元只会选自己",
+    "s_ij = s_ji, so": "s_ij = s_ji，两个词元可以互选",
+    "where i chooses j, s_ii": "沿着「谁选谁」走，键的范数只增不减，圈合不拢",
+    "where i chooses j and": "沿着「谁选谁」走，分数只增不减，长于二的圈合不拢",
+}
+
+
+def scores(kept: dict[str, Any], tasks: str = "", designs: str = "", lang: str = "en") -> Iterator[str]:
+    """Designs by tasks: mean ± sd, and what was found against the baseline."""
+    words = WORDS[lang]
+    wanted = tasks.split(";") if tasks else list(dict.fromkeys(row["task"] for row in kept["rows"]))
+    shown = designs.split(";") if designs else kept["designs"]
+    cells = {(row["task"], row["design"]): row for row in kept["rows"]}
+    yield _line([words["design"], *wanted])
+    yield _line(["---"] + ["---"] * len(wanted))
+    for design in shown:
+        if any((task, design) in cells for task in wanted):
+            yield _line([f"`{design}`", *(_score(cells.get((task, design)), words) for task in wanted)])
+
+
+def differences(kept: dict[str, Any], task: str, designs: str = "", lang: str = "en") -> Iterator[str]:
+    """One task: score, parameters of the attention, difference, what was found, and the chance that seeds turn it."""
+    words = WORDS[lang]
+    yield _line(words[name] for name in ("design", "parameters", "score", "difference", "found", "turn"))
+    yield _line(["---"] * 6)
+    for row in _rows(kept, task, designs):
+        yield _line(
+            [
+                f"`{row['design']}`",
+                f"{row['parameters']:,}",
+                _mean(row, "test"),
+                _difference(row),
+                _said(row, words),
+                _turn(row),
+            ]
+        )
+
+
+def claim(kept: dict[str, Any], name: str, lang: str = "en") -> Iterator[str]:
+    """What was found of each prediction of one claim."""
+    words = WORDS[lang]
+    cells = {(row["task"], row["design"]): row for row in kept["rows"]}
+    (mine,) = (one for one in kept["claims"] if one["name"] == name)
+    yield _line(words[column] for column in ("task", "design", "predicted", "difference", "found", "turn"))
+    yield _line(["---"] * 6)
+    for one in mine["found"]:
+        row = cells.get((one["task"], one["design"]), {})
+        found = words[one["finding"]]
+        strong = f"**{found}**" if one["finding"] == one["expected"] else found
+        yield _line([one["task"], f"`{one['design']}`", words[one["expected"]], _difference(row), strong, _turn(row)])
+
+
+def ceilings(kept: dict[str, Any], task: str, lang: str = "en") -> Iterator[str]:
+    """How often the highest weight of a head lies right, beside what is possible."""
+    words = WORDS[lang]
+    yield _line(words[name] for name in ("design", "right", "most", "because"))
+    yield _line(["---"] * 4)
+    for row in _rows(kept, task):
+        reason = row.get("reason", "")
+        if lang == "zh":
+            reason = next((text for start, text in CEILING_ZH.items() if reason.startswith(start)), reason)
+        yield _line([f"`{row['design']}`", _mean(row, "argmax"), row.get("ceiling", "–"), reason])
+
+
+def gaps(kept: dict[str, Any], task: str, lang: str = "en") -> Iterator[str]:
+    """The loss on text that was trained on, on text that was not, and the difference."""
+    words = WORDS[lang]
+    yield _line(words[name] for name in ("design", "train", "test", "gap"))
+    yield _line(["---"] * 4)
+    for row in _rows(kept, task):
+        gap = f"{row['test'] - row['train']:+.3f}"
+        yield _line([f"`{row['design']}`", _mean(row, "train"), _mean(row, "test"), gap])
+
+
+KINDS: dict[str, Callable[..., Iterator[str]]] = {
+    "scores": scores,
+    "differences": differences,
+    "claim": claim,
+    "ceilings": ceilings,
+    "gaps": gaps,
+}
+
+
+def _rows(kept: dict[str, Any], task: str, designs: str = "") -> list[Row]:
+    shown = designs.split(";") if designs else None
+    return [row for row in kept["rows"] if row["task"] == task and (shown is None or row["design"] in shown)]
+
+
+def _score(row: Row | None, words: dict[str, str]) -> str:
+    if row is None or "test" not in row:
+        return ""
+    found = "" if "finding" not in row else f"<br>{_said(row, words)}"
+    return _mean(row, "test") + found
+
+
+def _mean(row: Row, name: str) -> str:
+    return f"{row[name]:.3f} ± {row[f'{name}_sd']:.3f}" if name in row else "–"
+
+
+def _difference(row: Row) -> str:
+    if row.get("difference") is None:
+        return ""
+    numbers = [
+        f"{row[name]:+.3f}".replace("-", "−").replace("+0.000", "0.000") for name in ("difference", "low", "high")
+    ]
+    return f"{numbers[0]} [{numbers[1]}, {numbers[2]}]"
+
+
+def _said(row: Row, words: dict[str, str]) -> str:
+    """The finding; where other seeds might well turn it, that nothing can be told."""
+    if "finding" not in row:
+        return words["baseline"]
+    if row["finding"] == "cannot tell" or row["reversal"] > 0.05:
+        return words["cannot tell"]
+    if row["finding"] == "worse":
+        return f"**{words['worse']}**"
+    better = row["verdict"] == "design better" and not row["within_margin"]
+    return f"**{words['better']}**" if better else words["same"]
+
+
+def _turn(row: Row) -> str:
+    return "" if "reversal" not in row else f"{100 * row['reversal']:.1f} %"
+
+
+def _line(cells) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
