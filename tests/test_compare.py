@@ -222,6 +222,16 @@ def test_each_design_gets_the_learning_rate_that_is_best_on_validation(tmp_path,
     assert len(lasting(tmp_path)) == 4 + 2 * 3 * 3  # the tuning's own seeds are kept too, and not reported
 
 
+def test_a_script_needs_no_guard_around_it(tmp_path):
+    """Workers that import the script that began the study would begin it again."""
+    plan, script = tmp_path / "small.toml", tmp_path / "script.py"
+    plan.write_text(TOML.replace("seeds = 6", "seeds = 1"))
+    script.write_text(f"import querykey\nresult = querykey.compare({str(plan)!r}, out={str(tmp_path / 'out')!r})\n")
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(lasting(tmp_path / "out")) == 4
+
+
 def test_two_runs_do_not_write_to_one_folder_at_once(tmp_path):
     with Records(tmp_path, create=True) as records, records.lock():
         failures = []

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 
 import torch
 
@@ -67,13 +70,25 @@ def _run_pool(work: Sequence[Work], workers: int) -> Iterator[tuple[Cell, Outcom
             while True:
                 # no more than the workers can begin with: memory stays flat however many cells there are
                 while len(running) < 2 * workers and (item := next(waiting, None)) is not None:
-                    running[pool.submit(train, *item)] = item[0]
+                    with _no_main():
+                        running[pool.submit(train, *item)] = item[0]
                 if not running:
                     return
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     yield running.pop(future), future.result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+@contextmanager
+def _no_main() -> Iterator[None]:
+    """Workers that start now do not import the script that began the study, which would begin it again."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _one_thread() -> None:
