@@ -103,12 +103,21 @@ class Judgement:
         if not met and not against:
             return "cannot tell" if open_ else "not tested"
         if met and against:
-            said = f"holds only on {_where(met)}; does not hold on {_where(against)}"
+            said = f"holds only on {self._where(met)}; does not hold on {self._where(against)}"
         else:
             said = "holds" if met else "does not hold"
-            said += f" on {_where(met or against)}" if open_ or untested else ""
-        said += f"; cannot tell on {_where(open_)}" if open_ else ""
-        return said + (f"; not tested on {_where(untested)}" if untested else "")
+            said += f" on {self._where(met or against)}" if open_ or untested else ""
+        said += f"; cannot tell on {self._where(open_)}" if open_ else ""
+        return said + (f"; not tested on {self._where(untested)}" if untested else "")
+
+    def _where(self, found: Iterable[Found]) -> str:
+        """`cycle, shift`, or `cycle, shift with q=k,v and text with …` where the claim is about several designs."""
+        by_design: dict[str, list[str]] = {}
+        for one in found:
+            by_design.setdefault(one.design, []).append(one.task)
+        if len({one.design for one in self.found}) == 1:
+            return ", ".join(*by_design.values())
+        return " and ".join(f"{', '.join(tasks)} with {design}" for design, tasks in by_design.items())
 
 
 def judge(
@@ -173,13 +182,3 @@ def _find(task: str, one: Prediction, c: Comparison | None, reversals: Mapping[K
     found = finding(c) if reversal <= MOST_REVERSAL else "cannot tell"
     return Found(task, one.design, one.expected, found, reversal, c)
 
-
-def _where(found: Iterable[Found]) -> str:
-    """`cycle (q=k,v), shift (q=k,v, q=k=x,v)`: tasks with the designs, in their order."""
-    by_task: dict[str, list[str]] = {}
-    for one in found:
-        by_task.setdefault(one.task, []).append(one.design)
-    designs = [*map(tuple, by_task.values())]
-    if len(set(designs)) == 1:
-        return ", ".join(by_task)
-    return ", ".join(f"{task} ({', '.join(names)})" for task, names in by_task.items())

@@ -47,7 +47,8 @@ def as_html(result: Result) -> str:
         notes=tables.notes(result),
         claims=tables.claim_rows(result),
         designs=[
-            (name, figures.marker(n), in_words(Design.parse(name))) for n, name in enumerate(result.study.designs)
+            (name, figures.marker(n) if n < DRAWN else "", in_words(Design.parse(name)))
+            for n, name in enumerate(result.study.designs)
         ],
         tasks=[_task(result, task) for task in result.study.tasks],
         cost_title=tables.cost_title(result),

@@ -305,7 +305,7 @@ def _power(effect: float, n: int, alpha: float) -> float:
     return float(special.ndtr(effect * sqrt(n) - critical * _sampled_sd(n)).mean())
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=MOST_SEEDS)
 def _sampled_sd(n: int) -> Float[np.ndarray, "quantiles"]:
     """Equally probable standard deviations of n standard normal values."""
     upper = (np.arange(2000) + 0.5) / 2000

@@ -112,11 +112,11 @@ def _choice_table(rows: list[Choice]) -> Table:
 def _evidence_table(claim: ClaimRow) -> Table:
     table = _empty_table()
     for head in ("task", "design", "predicted", "found"):
-        table.add_column(head, overflow="fold")
-    for head in ("difference and interval", "chance that\nseeds turn it"):
-        table.add_column(head, justify="right", overflow="fold")
+        table.add_column(head, no_wrap=True)
+    for head in ("difference", "seeds\nturn it"):
+        table.add_column(head, justify="right")
     for one in claim.evidence:
-        table.add_row(*one[:6])
+        table.add_row(*one[:4], one.difference.replace(" [", "\n["), one.reversal)
     return table
 
 
