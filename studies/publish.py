@@ -20,7 +20,7 @@ from typing import Any
 
 from querykey.study.claims import finding
 from querykey.study.result import Result, read
-from querykey.study.tables import choice_rows
+from querykey.study.tables import choice_rows, signed
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "studies" / "results"
@@ -263,9 +263,7 @@ def _mean(row: Row, name: str) -> str:
 def _difference(row: Row) -> str:
     if row.get("difference") is None:
         return ""
-    numbers = [
-        f"{row[name]:+.3f}".replace("-", "−").replace("+0.000", "0.000") for name in ("difference", "low", "high")
-    ]
+    numbers = [signed(row[name]) for name in ("difference", "low", "high")]
     return f"{numbers[0]} [{numbers[1]}, {numbers[2]}]"
 
 

@@ -1,0 +1,53 @@
+"""Documents: their tables are those of the kept results, and what they link to is there."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from querykey.study.plan import load_plan
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/*.md")), ROOT / "studies" / "LOG.md"]
+LINK = re.compile(r"\]\((?!https?://)([^)#\s]*)(?:#[^)]*)?\)")
+
+
+def test_every_table_is_written_from_the_kept_results():
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "studies" / "publish.py"), "--check"], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (0, ""), f"run: python studies/publish.py\n{done.stdout}{done.stderr}"
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_somewhere(path):
+    for target in filter(None, LINK.findall(path.read_text())):
+        assert (path.parent / target).exists(), f"{path.name} links to {target}, which is not there"
+
+
+@pytest.mark.parametrize("name", ["claims.md", "claims.zh-CN.md"])
+def test_each_claim_of_the_plan_is_answered_in_its_place(name):
+    text = (ROOT / "docs" / name).read_text()
+    for claim in load_plan("claims").claims:
+        section = text.partition(f'<a id="{claim.name.lower()}"></a>')[2].partition("<a id=")[0]
+        assert f"table: claim claims name={claim.name}" in section
+
+
+def test_studies_ran_to_their_end():
+    kept = sorted((ROOT / "studies" / "results").glob("*.json"))
+    assert kept
+    for path in kept:
+        found = json.loads(path.read_text())
+        assert found["missing"] == 0, path.name
+        assert all(row["test"] is not None for row in found["rows"])
+
+
+def test_no_head_of_the_claims_exceeds_its_ceiling():
+    rows = [row for row in json.loads((ROOT / "studies/results/claims.json").read_text())["rows"] if "ceiling" in row]
+    assert len(rows) == 12
+    for row in rows:
+        over, _, under = row["ceiling"].partition("/")
+        assert row["argmax_most"] <= int(over) / int(under or 1) + 1e-6  # six digits are kept
