@@ -268,10 +268,10 @@ def _difference(row: Row) -> str:
 
 
 def _said(row: Row, words: dict[str, str]) -> str:
-    """The finding; where other seeds might well turn it, that nothing can be told."""
+    """The verdict, as the report has it."""
     if "finding" not in row:
         return words["baseline"]
-    if row["finding"] == "cannot tell" or row["reversal"] > 0.05:
+    if row["finding"] == "cannot tell":
         return words["cannot tell"]
     if row["finding"] == "worse":
         return f"**{words['worse']}**"
