@@ -91,6 +91,18 @@ def ladder(tmp_path_factory):
     return keep(tmp_path_factory.mktemp("ladder"), scores, tasks=("cycle", "swap"), question="Do they?")
 
 
+def test_where_the_baseline_learned_nothing_nothing_is_said(tmp_path):
+    chance = {"q,k,v": near(0.127), "q=k,v": near(0.128)[::-1]}
+    result = keep(tmp_path / "all", chance)
+    assert result.answer()[0] == "Nothing was learned: q,k,v itself is at chance on cycle. Train for longer."
+    learned = {("swap", "q,k,v"): near(0.9), ("swap", "q=k,v"): near(0.3)}
+    scores = {(task, design): some for task in ("cycle",) for design, some in chance.items()} | learned
+    result = keep(tmp_path / "one", scores, tasks=("cycle", "swap"))
+    assert result.answer()[0].startswith("Queries and keys needed different weights on 1 of 2 tasks (swap)")
+    (note,) = (note for note in tables.notes(result) if "learned nothing" in note)
+    assert note.startswith("On cycle the baseline q,k,v itself learned nothing (0.127, where chance is 0.125)")
+
+
 def test_a_worse_shared_matrix_and_its_remedy_are_said(ladder):
     question, found, *about = ladder.answer()
     assert question == "Do they?"

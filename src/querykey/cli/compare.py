@@ -14,7 +14,7 @@ def add_to(commands: Any) -> None:
     about = "train designs on tasks over paired seeds, and say which is better"
     parser = commands.add_parser("compare", help=about, description=about, argument_default=argparse.SUPPRESS)
     parser.add_argument(
-        "plan", nargs="?", metavar="PLAN", help="a plan that ships with querykey (why), or a .toml or .py file"
+        "plan", nargs="?", metavar="PLAN", help="a plan that ships with querykey (why, claims), or a .toml or .py file"
     )
     parser.add_argument(
         "--tasks", nargs="+", metavar="TASK", help="tasks instead of the plan's, such as cycle shift text"

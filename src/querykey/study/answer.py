@@ -15,6 +15,8 @@ from querykey.study.records import Study
 from querykey.study.statistics import minimum_seeds
 from querykey.study.verdict import Comparison, Verdict
 
+NUMBERED = 5  # tasks up to which a sentence about a design gives its scores
+LEARNED = 0.05  # of the way from chance to the best score: a baseline that is not so far has learned nothing
 _ROLES = {"q": "queries", "k": "keys", "v": "values"}
 
 
@@ -33,6 +35,16 @@ def headline(study: Study, comparisons: Sequence[Comparison], missing: int = 0) 
         found = ["There is one design, so there is nothing to compare it with."]
     if missing:
         found.insert(0, f"So far, with {len(study.cells) - missing} of {len(study.cells)} cells:")
+    return found
+
+
+def unlearned(study: Study, comparisons: Sequence[Comparison]) -> dict[str, float]:
+    """The tasks on which the baseline is at chance, with its mean: what is compared there says nothing."""
+    found = {}
+    for c in comparisons:
+        chance, best = study.tasks[c.task]["chance"], study.tasks[c.task]["best"]
+        if c.difference.n and (c.baseline_mean - chance) / (best - chance) < LEARNED:
+            found[c.task] = c.baseline_mean
     return found
 
 
@@ -74,9 +86,14 @@ def _shared(part: tuple[str, ...]) -> str:
 
 
 def _on_two_matrices(study: Study, comparisons: Sequence[Comparison]) -> list[str]:
+    nothing = unlearned(study, comparisons)
+    comparisons = [c for c in comparisons if c.task not in nothing]
+    if nothing and not comparisons:
+        return [f"Nothing was learned: {study.designs[0]} itself is at chance on {_and([*nothing])}. Train for longer."]
     by_design = {name: [c for c in comparisons if c.design == name] for name in study.designs[1:]}
     baseline = Design.parse(study.designs[0])
-    bare = next((name for name in by_design if _ties_alone(Design.parse(name), baseline)), None)
+    tied = (name for name, mine in by_design.items() if mine and _ties_alone(Design.parse(name), baseline))
+    bare = next(tied, None)
     if bare is None:
         return []
     worse, same, unclear = _sorted_out(by_design[bare])
@@ -149,7 +166,7 @@ def _about(design: str, comparisons: Sequence[Comparison]) -> str:
     for c in comparisons:
         unit = "" if c.higher_is_better else " bits per byte"
         numbers = f" ({c.design_mean:.3f} against {c.baseline_mean:.3f}{unit})" if c.difference.n else " (no pair yet)"
-        said.setdefault(_kind(c), []).append(c.task + numbers)
+        said.setdefault(_kind(c), []).append(c.task + (numbers if len(comparisons) <= NUMBERED else ""))
     return f"{design}: " + "; ".join(f"{kind} {_and(tasks)}" for kind, tasks in said.items()) + "."
 
 

@@ -54,6 +54,8 @@ class Claim:
         """
         for needed in ("says", "predicts"):
             check(f"{needed} of claim {name}", bool(table.get(needed)), "given", "missing")
+        tables = isinstance(table["predicts"], list) and all(isinstance(one, dict) for one in table["predicts"])
+        check(f"predicts of claim {name}", tables, "a list of tables", repr(table["predicts"]))
         predictions = (
             Prediction(str(Design.parse(one["design"])), one.get("expected", "worse"), tuple(one["on"]))
             for one in table["predicts"]
@@ -178,7 +180,6 @@ def _drawn(arms: Arms, drawn: Iterable[int]) -> Arms:
 def _find(task: str, one: Prediction, c: Comparison | None, reversals: Mapping[Key, float]) -> Found:
     if c is None or not c.difference.n:
         return Found(task, one.design, one.expected, "not tested", float("nan"), None)
-    reversal = reversals.get((task, one.design), 1.0)
+    reversal = float("nan") if c.verdict is Verdict.TOO_FEW else reversals.get((task, one.design), 1.0)
     found = finding(c) if reversal <= MOST_REVERSAL else "cannot tell"
     return Found(task, one.design, one.expected, found, reversal, c)
-

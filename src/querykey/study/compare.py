@@ -100,6 +100,8 @@ def compare(
     run: Engine = partial(engines.run_local, workers=workers)
     if engine == "ray":
         run = partial(ray_engine.run_ray, workers=workers, address=ray_address, gpus=gpus)
+    elif ray_address is not None or gpus:
+        raise PlanError("a Ray address or a share of GPUs is for engine ray: give --engine ray too, or leave it out")
     elif engine != "local":
         raise PlanError(f"engine must be local or ray, not {engine!r}")
     with Records(out or Path("runs") / asked.name, create=True) as records, records.lock():

@@ -46,7 +46,7 @@ def matched(setting: Setting, design: Design, baseline: Design, rule: Match, len
     if miss > TOLERANCE:
         raise PlanError(
             f"design {design} cannot be matched to {baseline} in {rule} within {TOLERANCE:.0%}: the nearest is "
-            f"{_named(best)}, {miss:.1%} off; take a larger dim, or another rule"
+            f"{_named(best, design)}, {miss:.1%} off; take a larger dim, or another rule"
         )
     return best
 
@@ -90,5 +90,5 @@ def _resize_heads(setting: Setting, design: Design, excess: Callable[[Setting], 
     return found
 
 
-def _named(setting: Setting) -> str:
-    return f"an MLP of {setting.hidden}" if setting.mlp else f"a head size of {setting.head_dim or 'dim / heads'}"
+def _named(setting: Setting, design: Design) -> str:
+    return f"an MLP of {setting.hidden}" if setting.mlp else f"a head size of {setting.layout(design).head_dim}"

@@ -20,7 +20,7 @@ from markupsafe import Markup, escape
 from querykey import figures
 from querykey.design import Design
 from querykey.study import tables
-from querykey.study.answer import headline, in_words, on_designs
+from querykey.study.answer import NUMBERED, headline, in_words, on_designs
 from querykey.study.maps import SHOWN, head_maps
 from querykey.study.result import Result
 from querykey.tasks import TASKS
@@ -46,6 +46,7 @@ def as_html(result: Result) -> str:
         sentences=on_designs(result.study, result.comparisons, result.improvement),
         notes=tables.notes(result),
         claims=tables.claim_rows(result),
+        overview=tables.overview(result) if len(result.study.tasks) > NUMBERED else [],
         designs=[
             (name, figures.marker(n) if n < DRAWN else "", in_words(Design.parse(name)))
             for n, name in enumerate(result.study.designs)
@@ -68,6 +69,7 @@ def _task(result: Result, task: str) -> dict[str, Any]:
     """All that the page says of a task."""
     return {
         "name": task,
+        "designs": result.study.designs_of(task),
         "about": _about(result.study.tasks[task].get("task", task)),
         "title": tables.task_title(result, task),
         "rows": tables.task_rows(result, task),
@@ -95,10 +97,11 @@ def _differences(result: Result, task: str) -> str | None:
     baseline, metric = result.study.designs[0], result.study.tasks[task]["metric"]
     base = result.scores(task, baseline)
     estimates = []
-    for number, c in enumerate(compared, start=1):
+    for c in compared:
         scores = result.scores(task, c.design)
         pairs = [scores[seed] - base[seed] for seed in sorted(scores.keys() & base.keys())][:DOTS]
         d = c.difference
+        number = result.study.designs.index(c.design)
         estimates.append(figures.Estimate(c.design, number, d.mean, d.t_low, d.t_high, [*filter(math.isfinite, pairs)]))
     return figures.intervals(
         f"Difference to {baseline} on {task}",

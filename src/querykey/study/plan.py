@@ -46,8 +46,9 @@ class TaskChoice:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "kind", self.kind or self.name)
-        positive = self.margin is None or 0 < self.margin < float("inf")
-        check(f"margin of {self.name}", positive, "a positive number", self.margin)
+        number = isinstance(self.margin, int | float)
+        positive = self.margin is None or (number and 0 < self.margin < float("inf"))
+        check(f"margin of {self.name}", positive, "a positive number", repr(self.margin))
 
     def completed(self, task: Task) -> TaskChoice:
         """The same with the positions that the task asks for, where the setting leaves them open."""
@@ -122,8 +123,11 @@ class Plan:
         for choice in (choice.completed(tasks[choice.name]) for choice in self.tasks):
             task = tasks[choice.name]
             for design in self.designs_of(choice):
-                choice.setting.layout(design)  # refuses what cannot be, before it is matched
-                setting = matched(choice.setting, design, self.baseline, self.match, task.length)
+                try:
+                    choice.setting.layout(design)  # refuses what cannot be, before it is matched
+                    setting = matched(choice.setting, design, self.baseline, self.match, task.length)
+                except PlanError as error:
+                    raise PlanError(f"on {choice.name}, {error}") from None
                 own = dataclasses.replace(choice, setting=setting)
                 found.append(Cell(own, design, 0, device, getattr(task, "data_hash", None)))
         return [dataclasses.replace(cell, seed=seed) for seed in range(self.seeds) for cell in found]
@@ -191,7 +195,7 @@ def from_mapping(values: Mapping[str, Any], name: str) -> Plan:
         PlanError: if a key is unknown, or a value is not what it should be.
     """
     try:
-        _known(values, ("question", "designs", "seeds", "match", "tune", "model", "tasks", "claims"), "a plan")
+        _known(values, ("question", "designs", "seeds", "match", "tune", "model", "tasks", "claims"), "the plan")
         for needed in ("designs", "tasks"):
             check(needed, bool(values.get(needed)), "at least one", "none")
         common = values.get("model", {})
@@ -225,8 +229,8 @@ def choose_task(name: str, table: Mapping[str, Any], common: Mapping[str, Any]) 
     options = {key: value for key, value in table.items() if key not in (*_SETTINGS, *_OF_PLAN)}
     if kind not in TASKS:
         make_task(kind)  # refuses, and lists the known ones
-    known = tuple(inspect.signature(TASKS[kind]).parameters)
-    _known(options, known, f"[tasks.{name}]", listed=(*known, *_SETTINGS, *_OF_PLAN))
+    known = tuple(option for option in inspect.signature(TASKS[kind]).parameters if option != "prepared")
+    _known(options, known, f"[tasks.{name}]", listed=dict.fromkeys((*known, *_SETTINGS, *_OF_PLAN)))
     if "positions" in known and "positions" in setting:  # the task knows what its positions may be
         options["positions"] = setting["positions"]
     designs = tuple(map(Design.parse, table["designs"])) if "designs" in table else None

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from querykey.design import Design
+from querykey.study.answer import unlearned
 from querykey.study.ceilings import ceiling
 from querykey.study.claims import Found, Judgement
 from querykey.study.matching import cost
@@ -76,7 +77,7 @@ class Evidence(NamedTuple):
 
 
 class ClaimRow(NamedTuple):
-    """A claim with its verdict and what it rests on; `kind` is holds, fails or open."""
+    """A claim with its verdict and what it rests on; `kind` is holds, mixed, fails or open."""
 
     name: str
     says: str
@@ -101,6 +102,12 @@ def task_rows(result: Result, task: str) -> list[Row]:
     scores = np.array([*result.scores(task, baseline).values()], dtype=float)
     compared = [_row(c, result.words[task, c.design]) for c in result.comparisons if c.task == task]
     return [Row(baseline, mean_and_sd(*mean_sd(scores[np.isfinite(scores)]))), *compared]
+
+
+def overview(result: Result) -> list[tuple[str, list[Row | None]]]:
+    """By design, the row of each task, None where it is not tried: for a table of designs by tasks."""
+    rows = {(task, row.design): row for task in result.study.tasks for row in task_rows(result, task)}
+    return [(design, [rows.get((task, design)) for task in result.study.tasks]) for design in result.study.designs]
 
 
 def choice_rows(result: Result, task: str) -> list[Choice]:
@@ -155,7 +162,7 @@ def mismatch(result: Result, task: str) -> dict[str, tuple[float, float]]:
 
 def notes(result: Result) -> list[str]:
     """What has to be known beside the tables, in a sentence each."""
-    about = (_on_missing, _on_diverged, _on_seeds, _on_matching, _on_rates, _on_length)
+    about = (_on_missing, _on_chance, _on_diverged, _on_seeds, _on_matching, _on_rates, _on_length)
     return [note for notes_of in about for note in notes_of(result)]
 
 
@@ -163,6 +170,16 @@ def _on_missing(result: Result) -> Iterator[str]:
     total = len(result.study.cells)
     if result.missing:
         yield f"{total - result.missing} of {total} cells are there; run the same command again for the rest."
+
+
+def _on_chance(result: Result) -> Iterator[str]:
+    baseline = result.study.designs[0]
+    for task, mean in unlearned(result.study, result.comparisons).items():
+        chance = result.study.tasks[task]["chance"]
+        yield (
+            f"On {task} the baseline {baseline} itself learned nothing ({mean:.3f}, where chance is {chance:.3f}), "
+            "so no comparison there says anything; train for longer, or at another rate."
+        )
 
 
 def _on_diverged(result: Result) -> Iterator[str]:
@@ -177,7 +194,7 @@ def _on_seeds(result: Result) -> Iterator[str]:
     enough = minimum_seeds(result.rule.alpha)
     if any(c.verdict is Verdict.TOO_FEW for c in result.comparisons):
         yield (
-            f"A verdict takes at least {enough} seeds; with fewer it is no great chance that all point the same way."
+            f"A verdict takes at least {enough} seeds; with fewer, all pairs can point the same way by chance."
             + (
                 f" Run again with --seeds {enough}: cells that are there are kept."
                 if result.study.seeds < enough
@@ -235,7 +252,8 @@ def _row(c: Comparison, words: str) -> Row:
 
 def _claim(judgement: Judgement) -> ClaimRow:
     verdict = judgement.verdict
-    kind = "holds" if verdict.startswith("holds") else "fails" if verdict.startswith("does not") else "open"
+    starts = {"holds only": "mixed", "holds": "holds", "does not": "fails"}
+    kind = next((kind for start, kind in starts.items() if verdict.startswith(start)), "open")
     evidence = [_evidence(found) for found in judgement.found]
     return ClaimRow(judgement.claim.name, judgement.claim.says, verdict, kind, evidence)
 
