@@ -18,8 +18,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from querykey.study.claims import finding
 from querykey.study.result import Result, read
+from querykey.study.statistics import SignFlips, paired_difference
+from querykey.study.statistics import differences as differences_of
 from querykey.study.tables import choice_rows, signed
 
 ROOT = Path(__file__).parent.parent
@@ -112,6 +116,7 @@ def _row(result: Result, task: str, design: str) -> Row:
             row[name] = _digits(sum(scores) / len(scores))
             row[f"{name}_sd"] = _digits(_sd(scores))
             row[f"{name}_least"], row[f"{name}_most"] = _digits(min(scores)), _digits(max(scores))
+    row |= _gap(result, task, design)
     for choice in choice_rows(result, task):
         if choice.design == design:
             row |= {"ceiling": choice.ceiling, "reason": choice.reason}
@@ -123,6 +128,20 @@ def _row(result: Result, task: str, design: str) -> Row:
             row |= {"finding": finding(c), "reversal": result.reversals[task, design]}
             row |= {"smallest_effect": c.smallest_effect}
     return {name: _digits(value) if isinstance(value, float) else value for name, value in row.items()}
+
+
+def _gap(result: Result, task: str, design: str) -> Row:
+    """Held-out score less the score on seen text, and how far that is from the baseline's, paired by seed."""
+    gaps = []
+    for name in (design, result.study.designs[0]):
+        test, train = (result.scores(task, name, metric) for metric in ("test", "train"))
+        gaps.append(np.array([test[seed] - train[seed] for seed in sorted(test)]))
+    if not np.isfinite(gaps[0]).all():
+        return {}
+    d = differences_of(gaps[1], gaps[0])
+    paired = paired_difference(d, SignFlips.of(d, np.random.default_rng(0)))
+    found = {"gap": float(gaps[0].mean()), "gap_sd": _sd(gaps[0].tolist())}
+    return found | {"gap_difference": paired.mean, "gap_low": paired.t_low, "gap_high": paired.t_high}
 
 
 def _parsed(design: str):
@@ -155,7 +174,7 @@ WORDS = {
         "design": "设计", "task": "任务", "difference": "差值与 95 % 区间", "found": "结论",
         "turn": "换种子会翻转", "score": "得分", "right": "最大权重落对", "most": "上限",
         "because": "原因", "train": "训练过的文本", "test": "未见文本", "gap": "差距", "parameters": "参数量",
-        "predicted": "预测", "worse": "更差", "not worse": "不更差", "cannot tell": "无法判断",
+        "predicted": "预测", "worse": "更差", "not worse": "并不更差", "cannot tell": "无法判断",
         "not tested": "未检验", "better": "更好", "same": "无差别", "baseline": "基线",
     },
 }  # fmt: skip
@@ -163,8 +182,8 @@ CEILING_ZH = {
     "s_ij says nothing": "s_ij 与 s_ji 互不相干，每个词元都能选它想选的",
     "s_ij ≤ s_ii": "s_ij ≤ s_ii，每个词元只会选自己",
     "s_ij = s_ji, so": "s_ij = s_ji，两个词元可以互选",
-    "where i chooses j, s_ii": "沿着「谁选谁」走，键的范数只增不减，圈合不拢",
-    "where i chooses j and": "沿着「谁选谁」走，分数只增不减，长于二的圈合不拢",
+    "where i chooses j, s_ii": "沿着「谁选谁」走，键的范数严格增大，圈无法闭合",
+    "where i chooses j and": "沿着「谁选谁」走，分数严格增大，长于二的圈无法闭合",
 }
 
 
@@ -228,11 +247,11 @@ def ceilings(kept: dict[str, Any], task: str, lang: str = "en") -> Iterator[str]
 def gaps(kept: dict[str, Any], task: str, lang: str = "en") -> Iterator[str]:
     """The loss on text that was trained on, on text that was not, and the difference."""
     words = WORDS[lang]
-    yield _line(words[name] for name in ("design", "train", "test", "gap"))
-    yield _line(["---"] * 4)
-    for row in _rows(kept, task):
-        gap = f"{row['test'] - row['train']:+.3f}"
-        yield _line([f"`{row['design']}`", _mean(row, "train"), _mean(row, "test"), gap])
+    yield _line(words[name] for name in ("design", "train", "test", "gap", "difference"))
+    yield _line(["---"] * 5)
+    for number, row in enumerate(_rows(kept, task)):
+        difference = _difference(row, "gap_difference", "gap_low", "gap_high") if number else ""
+        yield _line([f"`{row['design']}`", *(_mean(row, name) for name in ("train", "test", "gap")), difference])
 
 
 KINDS: dict[str, Callable[..., Iterator[str]]] = {
@@ -260,10 +279,12 @@ def _mean(row: Row, name: str) -> str:
     return f"{row[name]:.3f} ± {row[f'{name}_sd']:.3f}" if name in row else "–"
 
 
-def _difference(row: Row) -> str:
-    if row.get("difference") is None:
+def _difference(row: Row, *names: str) -> str:
+    """A difference with its interval, by the names of its three numbers."""
+    names = names or ("difference", "low", "high")
+    if row.get(names[0]) is None:
         return ""
-    numbers = [signed(row[name]) for name in ("difference", "low", "high")]
+    numbers = [signed(row[name]) for name in names]
     return f"{numbers[0]} [{numbers[1]}, {numbers[2]}]"
 
 
@@ -280,7 +301,9 @@ def _said(row: Row, words: dict[str, str]) -> str:
 
 
 def _turn(row: Row) -> str:
-    return "" if "reversal" not in row else f"{100 * row['reversal']:.1f} %"
+    if "reversal" not in row:
+        return ""
+    return f"{100 * row['reversal']:.1f} %" if row["reversal"] else "< 0.2 %"  # of 500 draws
 
 
 def _line(cells) -> str:
