@@ -187,8 +187,10 @@ CEILING_ZH = {
 }
 
 
-def scores(kept: dict[str, Any], tasks: str = "", designs: str = "", lang: str = "en") -> Iterator[str]:
-    """Designs by tasks: mean ± sd, and what was found against the baseline."""
+def scores(
+    kept: dict[str, Any], tasks: str = "", designs: str = "", lang: str = "en", intervals: str = ""
+) -> Iterator[str]:
+    """Designs by tasks: mean ± sd, what was found against the baseline and, if asked for, the difference."""
     words = WORDS[lang]
     wanted = tasks.split(";") if tasks else list(dict.fromkeys(row["task"] for row in kept["rows"]))
     shown = designs.split(";") if designs else kept["designs"]
@@ -197,7 +199,7 @@ def scores(kept: dict[str, Any], tasks: str = "", designs: str = "", lang: str =
     yield _line(["---"] + ["---"] * len(wanted))
     for design in shown:
         if any((task, design) in cells for task in wanted):
-            yield _line([f"`{design}`", *(_score(cells.get((task, design)), words) for task in wanted)])
+            yield _line([f"`{design}`", *(_score(cells.get((task, design)), words, intervals) for task in wanted)])
 
 
 def differences(kept: dict[str, Any], task: str, designs: str = "", lang: str = "en") -> Iterator[str]:
@@ -268,11 +270,11 @@ def _rows(kept: dict[str, Any], task: str, designs: str = "") -> list[Row]:
     return [row for row in kept["rows"] if row["task"] == task and (shown is None or row["design"] in shown)]
 
 
-def _score(row: Row | None, words: dict[str, str]) -> str:
+def _score(row: Row | None, words: dict[str, str], intervals: str = "") -> str:
     if row is None or "test" not in row:
         return ""
     found = "" if "finding" not in row else f"<br>{_said(row, words)}"
-    return _mean(row, "test") + found
+    return _mean(row, "test") + found + (f"<br>{_difference(row)}" if found and intervals else "")
 
 
 def _mean(row: Row, name: str) -> str:
