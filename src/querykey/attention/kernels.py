@@ -1,12 +1,15 @@
 """The fast path: `scaled_dot_product_attention` on arguments laid out so that a fused kernel takes them.
 
 PyTorch falls back on its quadratic kernel without a word, for instance where values have another size than keys. Here
-the arguments are first made to fit, and `backend_of` names what will run.
+the arguments are first made to fit, and `backend_of` names what will run. On a CPU causal attention of some hundred
+positions goes by blocks of rows instead, where that is faster (`blocked.py`).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -14,11 +17,31 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend
 
-from querykey.attention import masks
+from querykey.attention import blocked, masks
+
+# Lengths at which blocks of rows win on a CPU: benchmarks/blocked.py
+BLOCKED_TRAINING = range(256, 1025)
+BLOCKED_FORWARD = range(256, 513)
+
+_force_blocks: bool | None = None
+
+
+@contextmanager
+def forcing_blocks(force: bool | None) -> Iterator[None]:
+    """Blocks of rows always where they can be (True), never (False), or where they are faster (None)."""
+    global _force_blocks
+    before, _force_blocks = _force_blocks, force
+    try:
+        yield
+    finally:
+        _force_blocks = before
 
 
 class Call(NamedTuple):
-    """The arguments of one kernel call; `size` is that of the values before they were padded."""
+    """The arguments of one kernel call; `size` is that of the values before they were padded.
+
+    With `blocks` it goes by blocks of rows, which know the self-mask by themselves.
+    """
 
     q: Tensor
     k: Tensor
@@ -28,6 +51,8 @@ class Call(NamedTuple):
     causal: bool
     scale: float
     size: int
+    blocks: bool = False
+    selfmask: bool = False
 
 
 def prepare(
@@ -47,6 +72,8 @@ def prepare(
     Queries, keys and values are padded with zeros to one size where theirs differ.
     """
     queries, keys = q.shape[-2], k.shape[-2]
+    if causal and mask is None and not dropout and queries == keys and _by_blocks(q, k, v):
+        return Call(q, k, v, None, 0.0, True, scale, v.shape[-1], blocks=True, selfmask=selfmask)
     simple = causal and bool(queries == keys) and mask is None and not selfmask
     if not simple:
         mask = masks.combine(mask, queries, keys, causal=causal, selfmask=selfmask, device=q.device)
@@ -62,6 +89,8 @@ def prepare(
 
 def run(call: Call) -> Tensor:
     """The attention of a prepared call: (batch, heads, query, size of the values)."""
+    if call.blocks:
+        return blocked.blocked_attention(call.q, call.k, call.v, call.scale, call.selfmask)
     mask, none_left = call.mask, None
     if mask is not None and mask.device.type != "cpu":
         # Only some accelerator kernels give zeros where nothing is allowed: open such rows, and close them afterwards.
@@ -83,7 +112,9 @@ def run(call: Call) -> Tensor:
 
 
 def backend_of(call: Call) -> str:
-    """The kernel that `run` will use: "flash", "efficient", "cudnn", or "math", the quadratic one."""
+    """What `run` will use: "flash", "efficient", "cudnn", "blocked", or "math", the quadratic one."""
+    if call.blocks:
+        return "blocked"
     # PyTorch has no public word for this; its own dispatcher answers, with the arguments that it will get.
     chosen = torch._fused_sdp_choice(
         call.q,
@@ -102,6 +133,18 @@ def backend_of(call: Call) -> str:
         SDPBackend.CUDNN_ATTENTION: "cudnn",
     }
     return names.get(SDPBackend(chosen), SDPBackend(chosen).name.lower())
+
+
+def _by_blocks(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Whether causal attention of as many queries as keys goes by blocks of rows."""
+    able = q.device.type == "cpu" and q.dtype in (torch.float32, torch.float64) and q.shape[-2] > 1
+    if _force_blocks is not None or not able:
+        return able and bool(_force_blocks)
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return False  # who compiles or transforms wants PyTorch's own operations
+    training = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+    wins = q.shape[-2] in (BLOCKED_TRAINING if training else BLOCKED_FORWARD)
+    return wins and (not training or blocked.kept_bytes(q) <= blocked.MOST_BYTES)
 
 
 def _expand(mask: Tensor | None) -> Tensor | None:

@@ -176,10 +176,11 @@ class SelfAttention(nn.Module):
         context: Tensor | None = None,
         cache: KVCache | None = None,
     ) -> str:
-        """The kernel that ``layer(x, mask, context)`` will run: "flash", "efficient", "cudnn", or "math".
+        """The kernel that ``layer(x, mask, context)`` will run: "flash", "efficient", "cudnn", "blocked", or "math".
 
-        "math" is the explicit, quadratic one; the CPU takes it for dropout, and for a mask that wants a gradient. The
-        `cache` is read and not extended.
+        "blocked" goes by blocks of rows, on a CPU, where half of a causal mask can be saved. "math" is the explicit,
+        quadratic one; the CPU takes it for dropout, and for a mask that wants a gradient. The `cache` is read and not
+        extended.
         """
         self._check(x, mask, context, cache)
         q, k, v = self._queries_keys_values(x, context, None)

@@ -1,0 +1,105 @@
+"""Causal attention by blocks of rows: the same numbers, chosen by force and by size, within its memory."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from querykey import SelfAttention, attend
+from querykey.attention import blocked, kernels
+from querykey.attention.kernels import forcing_blocks
+from test_layer import CASES, make, oracle
+
+
+def normal(*shape, seed=0, dtype=torch.float32):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype, requires_grad=True)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_every_causal_design_by_blocks_equals_the_formula(monkeypatch):
+    monkeypatch.setattr(blocked, "ROWS", 3)  # of 7 positions: two whole blocks and a part of one
+    cases = [case for case in CASES if case[2] == "causal"]
+    assert len(cases) > 100
+    for design, head_dim, setting in cases:
+        layer, x, inputs, generator = make(design, head_dim, setting)
+        expected = oracle(layer, x, **inputs)
+        direction = torch.randn(expected.shape, generator=generator, dtype=torch.float64)
+        leaves = [x, *layer.parameters()]
+        wanted = torch.autograd.grad((expected * direction).sum(), leaves, allow_unused=True)
+        with forcing_blocks(True):
+            assert layer.backend(x) == "blocked"
+            got = layer(x)
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-10, msg=lambda m, d=design: f"{d}: {m}")
+        gradients = torch.autograd.grad((got * direction).sum(), leaves, allow_unused=True)
+        for gradient, reference in zip(gradients, wanted, strict=True):
+            assert (gradient is None) == (reference is None)
+            if gradient is not None:
+                torch.testing.assert_close(gradient, reference, rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize(("heads", "groups"), [(4, 4), (6, 2), (3, 1)])
+@pytest.mark.parametrize("length", [2, 64, 65, 257])
+def test_blocks_equal_the_fused_kernel(length, heads, groups):
+    q, k, v = normal(2, heads, length, 16), normal(2, groups, length, 16, seed=1), normal(2, groups, length, 12, seed=2)
+    out = blocked.blocked_attention(q, k, v, 0.25)
+    expected = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.25, enable_gqa=True)
+    torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
+    gradients = (torch.autograd.grad((one * one).sum(), (q, k, v)) for one in (out, expected))
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_gradients_are_those_of_finite_differences(monkeypatch):
+    monkeypatch.setattr(blocked, "ROWS", 2)
+    q, k, v = (normal(1, heads, 5, 3, seed=heads, dtype=torch.float64) for heads in (4, 2, 2))
+    for selfmask in (False, True):
+        assert torch.autograd.gradcheck(lambda *qkv, s=selfmask: blocked.blocked_attention(*qkv, 0.5, s), (q, k, v))
+
+
+def test_chosen_by_size_where_it_wins():
+    def backend(length, grad=True, **options):
+        layer = SelfAttention(16, heads=2, causal=True, **options)
+        with torch.set_grad_enabled(grad):
+            return layer.backend(torch.zeros(1, length, 16))
+
+    assert [backend(length) for length in (64, 256, 1024, 1025)] == ["flash", "blocked", "blocked", "flash"]
+    assert [backend(length, grad=False) for length in (64, 256, 512, 513)] == ["flash", "blocked", "blocked", "flash"]
+    assert backend(300, design="q=k,v+selfmask") == "blocked"
+    assert backend(300, dropout=0.1) == "math"
+    layer = SelfAttention(16, heads=2, causal=True)
+    x = torch.zeros(1, 300, 16)
+    assert layer.backend(x, mask=torch.ones(300, 300, dtype=torch.bool)) != "blocked"
+    assert layer.backend(x, context=torch.zeros(1, 400, 16)) != "blocked"
+    assert SelfAttention(16, heads=2).backend(x) == "flash"
+    assert layer.to(torch.bfloat16).backend(x.bfloat16()) != "blocked"
+    with forcing_blocks(False):
+        assert backend(300) == "flash"
+    assert backend(300) == "blocked"  # what was forced is over
+
+
+def test_what_it_keeps_is_bounded_and_as_said(monkeypatch):
+    q, k, v = normal(2, 6, 300, 8), normal(2, 2, 300, 8, seed=1), normal(2, 2, 300, 8, seed=2)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+        blocked.blocked_attention(q, k, v, 1.0)
+    assert sum(x.numel() * x.element_size() for x in kept if x.shape[-1] != 8) == blocked.kept_bytes(q)
+    assert blocked.kept_bytes(q) < 0.65 * 2 * 6 * 300 * 300 * 4
+    monkeypatch.setattr(blocked, "MOST_BYTES", blocked.kept_bytes(q) - 1)
+    assert not kernels._by_blocks(q, k, v)
+    with torch.no_grad():  # which keeps nothing
+        assert kernels._by_blocks(q, k, v)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_transforms_get_pytorchs_own_operations():
+    q, k, v = (normal(3, 1, 2, 256, 4, seed=seed) for seed in range(3))
+    out = torch.func.vmap(lambda *qkv: attend(*qkv, causal=True))(q, k, v)
+    torch.testing.assert_close(out, attend(*(x.flatten(0, 1) for x in (q, k, v)), causal=True).unflatten(0, (3, 1)))
+
+
+def test_large_scores_and_long_rows_stay_finite():
+    q = normal(1, 1, 300, 4).detach() * 1e4
+    q.requires_grad_()
+    out = blocked.blocked_attention(q, q, q, 1.0)
+    (gradient,) = torch.autograd.grad(out.sum(), q)
+    assert out.isfinite().all()
+    assert gradient.isfinite().all()
