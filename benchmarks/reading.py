@@ -1,26 +1,34 @@
-"""Reading the queries and keys of a large checkpoint: bytes, time and memory, against what the disk allows.
+"""Inspecting a large checkpoint: bytes, time and memory, against what the disk and the arithmetic allow.
 
     python benchmarks/reading.py [--layers 8] [--folder DIR]
 
-Makes a checkpoint of Llama's layout with random bfloat16 weights (8 layers of width 4096, 32 query heads and 8 key
-heads of 128: 4 GB in shards) in a temporary folder, reads it, and deletes it.
+Makes a checkpoint of Llama's layout with random bfloat16 queries and keys (8 layers of width 4096, 32 query heads and 8
+key heads of 128: 4 GB in shards) in a temporary folder, inspects it with all measures, and deletes it. The bound is the
+time to read as many bytes into a buffer, and the floating-point operations of the Gram matrices at the rate of the
+machine's own matrix product; what a model of 405 billion parameters would take follows from the parts.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors.torch import save_file
 
+from querykey.bilinear import BilinearForm
 from querykey.checkpoint import open_checkpoint
+from querykey.inspection.inspect import examine
+from querykey.inspection.measures import Nulls, measure_layer, precision, summed_symmetry
 
 DIM, HEADS, KV_HEADS, HEAD_DIM, HIDDEN, VOCABULARY = 4096, 32, 8, 128, 14336, 32000
 SHAPES: dict[str, tuple[int, ...]] = {
@@ -46,7 +54,8 @@ def main() -> None:
         return read(options.read)
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         size = make(Path(folder), options.layers)
-        print(f"{size / 1e9:.2f} GB in {options.layers} layers")
+        print(f"{size / 1e9:.2f} GB in {options.layers} layers, torch {torch.__version__}")
+        print(f"{torch.get_num_threads()} threads, load of the machine before: {os.getloadavg()[0]:.1f}")
         for run in ("first", "again"):  # in a process of its own, so that its memory is its own
             print(f"--- {run} reading")
             subprocess.run([sys.executable, __file__, "--read", folder], check=True)
@@ -65,9 +74,10 @@ def make(folder: Path, layers: int) -> int:
         else:
             shapes = {f"model.layers.{layer}.{name}.weight": shape for name, shape in SHAPES.items()}
         shard = f"model-{layer + 2:05d}-of-{layers + 1:05d}.safetensors"
-        tensors = {
-            n: torch.empty(s, dtype=torch.bfloat16).normal_(std=0.02, generator=generator) for n, s in shapes.items()
-        }
+        tensors = {n: torch.zeros(s, dtype=torch.bfloat16) for n, s in shapes.items()}
+        for name in tensors:
+            if name.endswith(("q_proj.weight", "k_proj.weight")):  # what is not read need not be random
+                tensors[name].normal_(std=0.02, generator=generator)
         save_file(tensors, folder / shard)
         where |= dict.fromkeys(tensors, shard)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
@@ -81,24 +91,96 @@ def make(folder: Path, layers: int) -> int:
 
 
 def read(folder: Path) -> None:
-    """Reads all queries and keys, layer by layer, and prints what it took."""
+    """Inspects all heads, and prints what it took, of what, and what it could have taken."""
     start = time.perf_counter()
-    checkpoint = open_checkpoint(folder)
-    opened = time.perf_counter()
-    before, needed = peak_memory(), 0
-    for layer in range(len(checkpoint.layers)):
-        weights = checkpoint.read(layer)
-        needed += 2 * (weights.W_Q.numel() + weights.W_K.numel())
-    done = time.perf_counter()
+    found = examine(folder)
+    total = time.perf_counter() - start
     peak = peak_memory()
-    bound = plain(folder, needed)
+    layers = found.heads["layer"].nunique()
+    needed = 2 * layers * DIM * HEAD_DIM * (HEADS + KV_HEADS)
+    took = parts(folder)
+    reading, rate = plain(folder, needed), gemm_rate()
+    bound = reading + layers * flops(LLAMA) / rate
+    work = layers * flops(LLAMA) / 1e9
+    print(f"bytes     {found.bytes_read:,} read, {needed:,} of W_Q and W_K: {found.bytes_read / needed:.4f} x")
+    print(f"inspect   {total:.2f} s with all measures, {peak / 1e6:.0f} MB at most")
     print(
-        f"bytes     {checkpoint.bytes_read:,} read, {needed:,} of W_Q and W_K: {checkpoint.bytes_read / needed:.4f} x"
+        f"of which  {took.opening:.2f} s to find out which rows feed which head, and for the nulls, and a layer at best"
     )
-    print(f"open      {opened - start:.2f} s (imports, configuration, which rows feed which head)")
-    print(f"read      {done - opened:.2f} s, {needed / (done - opened) / 1e9:.2f} GB/s, to float32")
-    print(f"bound     {bound:.2f} s: as many bytes of the same files, read into one buffer and left there")
-    print(f"memory    {peak / 1e6:.0f} MB at most, {before / 1e6:.0f} MB before the first layer")
+    print(f"          {took.reading:.3f} s to read, {took.gram:.3f} s of products, {took.rest:.3f} s of spectra")
+    print(f"bound     {bound:.2f} s: {reading:.2f} s to read as many bytes and leave them in a buffer, and")
+    print(f"          {work:.0f} GFLOP at {rate / 1e9:.0f} GFLOP/s, the rate of a product of 2048 x 2048 in float32")
+    print(f"distance  {total / bound:.1f} x the bound")
+    print(f"405B      {extrapolated(took):.0f} s: {LARGEST.layers} layers; bytes, products and heads in proportion")
+
+
+class Model(NamedTuple):
+    """The sizes of a model's attention."""
+
+    layers: int
+    dim: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+
+
+class Parts(NamedTuple):
+    """Seconds: to open, without imports, and of one layer to read, of Gram matrices, and of all the rest."""
+
+    opening: float
+    reading: float
+    gram: float
+    rest: float
+
+
+LLAMA = Model(8, DIM, HEADS, KV_HEADS, HEAD_DIM)
+LARGEST = Model(126, 16384, 128, 8, 128)  # Llama 3.1 405B
+
+
+def flops(model: Model) -> int:
+    """Of one layer: Gram matrices of every head, norms of rows and columns, and three more for the sum over heads."""
+    block = 2 * model.dim * model.head_dim**2
+    heads = model.heads * (2 + 1 + 1) * block + model.kv_heads * block
+    together = 2 * model.dim * (model.kv_heads * model.head_dim) ** 2
+    return heads + round(together * (1 + (model.kv_heads + 1) / model.kv_heads))
+
+
+def parts(folder: Path) -> Parts:
+    """What one layer takes, by its parts: the fastest of all layers, least disturbed by what else the machine does."""
+    start = time.perf_counter()
+    checkpoint, nulls = open_checkpoint(folder), Nulls()
+    measure_layer(0, checkpoint.read(0, dtype=None), nulls, None)  # finds the nulls
+    opening, rows = time.perf_counter() - start, []
+    for layer in range(len(checkpoint.layers)):
+        times = [time.perf_counter()]
+        weights = checkpoint.read(layer, dtype=None)
+        times.append(time.perf_counter())
+        BilinearForm.from_weights(weights.W_Q, weights.W_K, dtype=precision(weights))
+        summed_symmetry(weights)
+        times.append(time.perf_counter())
+        measure_layer(layer, weights, nulls, None)
+        times.append(time.perf_counter())
+        reading, gram, whole = (b - a for a, b in pairwise(times))
+        rows.append((reading, gram, whole - gram))
+    best = Parts(opening, *map(min, zip(*rows, strict=True)))
+    return best._replace(opening=max(0.0, opening - best.reading - best.gram - best.rest))
+
+
+def extrapolated(took: Parts) -> float:
+    """Seconds for the largest model: reading grows with the bytes, Gram matrices with FLOPs, the rest with heads."""
+    size = LARGEST.dim * (LARGEST.heads + LARGEST.kv_heads) / (LLAMA.dim * (LLAMA.heads + LLAMA.kv_heads))
+    layer = took.reading * size + took.gram * flops(LARGEST) / flops(LLAMA) + took.rest * LARGEST.heads / LLAMA.heads
+    return took.opening + LARGEST.layers * layer
+
+
+def gemm_rate() -> float:
+    """FLOP per second of a product of float32 matrices, which is what 16-bit weights are multiplied in."""
+    a, times = torch.randn(2048, 2048), []
+    for _ in range(7):
+        start = time.perf_counter()
+        a @ a
+        times.append(time.perf_counter() - start)
+    return 2 * 2048**3 / min(times)
 
 
 def peak_memory() -> int:

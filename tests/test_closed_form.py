@@ -15,6 +15,7 @@ from querykey.bilinear import (
     best_core,
     best_key_value,
     best_signed,
+    best_signed_rotary,
     best_tied,
     best_tied_rotary,
     copied_queries,
@@ -384,6 +385,32 @@ def test_for_long_windows_gradient_descent_finds_no_better_rotary_head():
     best = min(descend(loss, start) for start in (W0, normal(13, 7, seed=2), normal(13, 7, seed=3)))
     assert loss(W0).item() == pytest.approx(best.item(), abs=1e-10)
     assert best_tied_rotary(form, limit).kept(form, limit).item() == pytest.approx(1 - best.item(), abs=1e-10)
+
+
+def test_with_rotary_positions_the_best_sign_of_every_pair_is_taken():
+    """Against all choices of signs, each with the tied fit for them."""
+    A, B, limit = normal(5, 13, 4), normal(5, 13, 4, seed=1), Rotation(THETA, 4, None)
+    form = BilinearForm.from_weights(A, B)
+    head, kept = best_signed_rotary(form, limit), []
+    for first, second in ((1, 1), (1, -1), (-1, 1), (-1, -1)):
+        C = torch.tensor([first, second, first, second], dtype=torch.float64)
+        tied = best_tied_rotary(BilinearForm.from_weights(A * C, B), limit)
+        flipped = SharedHead(C[:, None] * tied.from_query, tied.from_key, C.diag().expand(5, 4, 4))
+        kept.append(flipped.kept(form, limit))
+    best = torch.stack(kept).amax(0)
+    torch.testing.assert_close(head.kept(form, limit), best)
+    assert (best > kept[0] + 0.01).any()
+
+
+def test_dimensions_that_rest_have_signs_of_their_own():
+    """Of 7 dimensions the last three do not turn: with nothing in the others it is the signed head of these."""
+    A, B = normal(13, 7), normal(13, 7, seed=1)
+    A[:, :4], B[:, :4] = 0, 0
+    form, limit = BilinearForm.from_weights(A, B), Rotation(THETA, 7, None)
+    rest = BilinearForm.from_weights(A[:, 4:], B[:, 4:])
+    head = best_signed_rotary(form, limit)
+    assert head.kept(form, limit).item() == pytest.approx(best_signed(rest).kept(rest).item())
+    assert head.kept(form, limit).item() > best_tied_rotary(form, limit).kept(form, limit).item() + 0.01
 
 
 def test_the_core_on_the_keys_is_the_best_at_every_distance():

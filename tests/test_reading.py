@@ -478,7 +478,9 @@ except ImportError as error:
     print(error)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout == 'reading checkpoints needs transformers: pip install "querykey[inspect]"\n'
+    assert done.stdout == (
+        "this needs transformers, which is not installed; it comes with: pip install 'querykey[inspect]'\n"
+    )
 
 
 @pytest.fixture

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
+from typing import Any
 
 
 class MissingExtra(ImportError):  # noqa: N818 - it names what is missing
@@ -20,8 +22,15 @@ def needs(extra: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] == "querykey":
+        package = (error.name or "querykey").partition(".")[0]
+        if package == "querykey":
             raise
         raise MissingExtra(
-            f"this needs {error.name}, which is not installed; it comes with: pip install 'querykey[{extra}]'"
+            f"this needs {package}, which is not installed; it comes with: pip install 'querykey[{extra}]'"
         ) from error
+
+
+def load(module: str, extra: str) -> Any:
+    """The module of that name, which belongs to an extra; raises `MissingExtra` as `needs` does."""
+    with needs(extra):
+        return import_module(module)

@@ -24,6 +24,7 @@ import matplotlib
 import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
+from matplotlib.colors import CenteredNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.markers import MarkerStyle
 from matplotlib.patches import PathPatch
@@ -181,13 +182,17 @@ def heatmap(
     x_names: Sequence[str] | None = None,
     y_names: Sequence[str] | None = None,
     palette: str = "viridis",
+    centre: float | None = None,
 ) -> Figure:
-    """A matrix, row 0 on top; without names rows and columns are numbered from 0. See `scale` for the colours."""
+    """A matrix, row 0 on top; without names rows and columns are numbered from 0. See `scale` for the colours.
+
+    Cells that are NaN stay empty. With a `centre`, that value has the middle colour of the palette.
+    """
     height, width = values.shape
     tall = min(2.0, max(0.2, height / width)) * 147 + 36  # of 180 wide; the cells are square unless there are too many
     figure = Figure(figsize=(180 / 72, tall / 72))
     axes = figure.add_axes((0.17, 32 / tall, 0.815, 1 - 36 / tall))
-    axes.imshow(values, cmap=palette, vmin=limits[0], vmax=limits[1], interpolation="none", aspect="auto")
+    axes.imshow(values, cmap=palette, norm=_norm(limits, centre), interpolation="none", aspect="auto")
     size = 9.0 if x_names is None and y_names is None else 6.0  # what has names is shown larger
     axes.set_xlabel(x_label, fontsize=size, labelpad=2)
     axes.set_ylabel(y_label, fontsize=size, labelpad=2)
@@ -203,15 +208,34 @@ def heatmap(
 
 
 @_drawing
-def scale(title: str, *, limits: tuple[float, float], palette: str = "viridis") -> Figure:
-    """The colours of a heat map and what they stand for."""
-    figure = Figure(figsize=(220 / 72, 44 / 72))
-    axes = figure.add_axes((0.05, 0.75, 0.9, 0.22))
-    axes.imshow(np.linspace(0, 1, 128)[None], cmap=palette, aspect="auto", extent=(*limits, 0, 1))
-    axes.set(yticks=[], xlabel=title)
+def scale(
+    title: str,
+    *,
+    limits: tuple[float, float],
+    palette: str = "viridis",
+    centre: float | None = None,
+    marks: Mapping[str, float] | None = None,
+) -> Figure:
+    """The colours of a heat map and what they stand for; `marks` are named values, pointed at from above."""
+    tall = 58 if marks else 44
+    figure = Figure(figsize=(220 / 72, tall / 72))
+    axes = figure.add_axes((0.05, 33 / tall, 0.9, 9.7 / tall))
+    values = np.linspace(*limits, 128)[None]
+    axes.imshow(values, cmap=palette, norm=_norm(limits, centre), aspect="auto", extent=(*limits, 0, 1))
+    for name, value in (marks or {}).items():
+        place = (value - limits[0]) / (limits[1] - limits[0])
+        side = "left" if place < 0.15 else "right" if place > 0.85 else "center"
+        axes.plot([value], [1.25], "v", color=_INK, markersize=4.5, clip_on=False, transform=axes.get_xaxis_transform())
+        axes.annotate(name, (place, 1.5), xycoords="axes fraction", ha=side, va="bottom", fontsize=8)
+    axes.set(yticks=[], xlabel=title, xlim=limits)
     axes.locator_params(axis="x", nbins=5)
     axes.spines[:].set_visible(False)
     return figure
+
+
+def _norm(limits: tuple[float, float], centre: float | None) -> Normalize:
+    """How values become colours: as much on either side of a centre."""
+    return Normalize(*limits) if centre is None else CenteredNorm(centre, max(abs(end - centre) for end in limits))
 
 
 def marker(number: int) -> str:

@@ -17,6 +17,7 @@ activations.
 | `core_on_keys` | any | yes, given W = W_K |
 | `copied_queries` | identity | no: W = W_Q, the baseline without a fit |
 | `best_tied_rotary` | identity | for windows that are long against all periods |
+| `best_signed_rotary` | ±1 per pair | likewise |
 
 Scores on data also hold a term of the key alone, `q̄·(k−k̄)`, often most of their variance. A shared head keeps it
 through its bias (`shared_bias`), as far as it lies in the column space of W. With `key_only=True` W is chosen for both.
@@ -176,6 +177,25 @@ def best_tied_rotary(form: BilinearForm, rotation: Rotation) -> SharedHead:
     block, at = best_tied(form.part(rotation.still)), rotation.still.nonzero()
     from_query[..., at, at.mT], from_key[..., at, at.mT] = block.from_query, block.from_key
     return SharedHead(from_query, from_key, _identity(form))
+
+
+def best_signed_rotary(form: BilinearForm, rotation: Rotation) -> SharedHead:
+    """A head `W diag(±1) Wᵀ` close to the given one at all distances, with one sign per pair so that they commute.
+
+    The Hermitian part of `a bᴴ` has one eigenvalue of either sign; the larger one in absolute value is the positive
+    one where `Re bᴴa ≥ 0`. Elsewhere this is the tied head of `−a, b`, with the sign −1. See `best_tied_rotary`.
+    """
+    i, j = rotation.first, rotation.second
+    trace = form.cross_gram.diagonal(dim1=-2, dim2=-1)
+    signs = torch.ones_like(trace)
+    signs[..., i] = signs[..., j] = torch.where(trace[..., i] + trace[..., j] < 0, -1.0, 1.0).to(trace)
+    both = torch.cat([signs, torch.ones_like(signs)], -1)
+    tied = best_tied_rotary(BilinearForm(both[..., :, None] * form.gram * both[..., None, :]), rotation)
+    from_query, from_key, core = signs[..., :, None] * tied.from_query, tied.from_key.clone(), signs.diag_embed()
+    block, at = best_signed(form.part(rotation.still)), rotation.still.nonzero()
+    for whole, part in zip((from_query, from_key, core), block, strict=True):
+        whole[..., at, at.mT] = part
+    return SharedHead(from_query, from_key, core)
 
 
 def shared_bias(head: SharedHead, form: BilinearForm) -> Float[Tensor, "*heads head_dim"]:

@@ -50,12 +50,16 @@ def null(
         raise ValueError(f"A null needs at least 2 dimensions and 2 draws; these are {dim} and {draws}.")
     if spectrum is not None and len(spectrum) != dim:
         raise ValueError(f"The spectrum of inputs of {dim} dimensions has {dim} values, not {len(spectrum)}.")
-    heads = random_heads(dim, head_dim, draws, generator, spectrum)
-    values = {name: value for name, value in heads.metrics().items() if name != "norm"}
-    if rotation is not None:
-        turning = RotaryForm(heads, rotation)
-        values |= {f"{name}_rotary": getattr(turning, name) for name in ("symmetry", "tied_share", "distance")}
-    simulated = {name: _simulated(value) for name, value in values.items()}
+    at_once = max(2, 2**20 // (2 * head_dim) ** 2)  # so that large heads take no more memory than small ones
+    parts = []
+    for first in range(0, draws, at_once):
+        heads = random_heads(dim, head_dim, min(at_once, draws - first), generator, spectrum)
+        values = {name: value for name, value in heads.metrics().items() if name != "norm"}
+        if rotation is not None:
+            turning = RotaryForm(heads, rotation)
+            values |= {f"{name}_rotary": getattr(turning, name) for name in ("symmetry", "tied_share", "distance")}
+        parts.append(values)
+    simulated = {name: _simulated(torch.cat([values[name] for values in parts])) for name in parts[0]}
     if spectrum is not None:
         return simulated
     formulas = _formulas(dim, head_dim)

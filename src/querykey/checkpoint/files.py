@@ -6,8 +6,8 @@ import time
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from querykey.checkpoint.extra import extra
 from querykey.checkpoint.headmap import CheckpointError
+from querykey.extras import load
 
 ATTEMPTS, WAIT = 5, 1.0  # tries per request, and the seconds before the second one, doubling from there
 BUSY = (408, 429, 500, 502, 503, 504)  # answers after which asking again may help
@@ -115,9 +115,9 @@ class RemoteFile:
 
     def _request(self, start: int, target: memoryview) -> int:
         """Asks once; the number of bytes that came, also where the connection broke after them."""
-        headers = extra("huggingface_hub.utils").build_hf_headers()
+        headers = load("huggingface_hub.utils", "inspect").build_hf_headers()
         headers |= {"Range": f"bytes={start}-{start + len(target) - 1}", "Accept-Encoding": "identity"}
-        session = extra("huggingface_hub.utils").get_session()
+        session = load("huggingface_hub.utils", "inspect").get_session()
         filled = 0
         with session.stream("GET", self.url, headers=headers, timeout=30) as response:
             if response.status_code in BUSY:
@@ -166,7 +166,7 @@ class Hub:
     """A repository on the Hub at one commit; what the local cache holds of it is read from there."""
 
     def __init__(self, repository: str, revision: str | None) -> None:
-        self.api = extra("huggingface_hub").HfApi()
+        self.api = load("huggingface_hub", "inspect").HfApi()
         try:
             info = self.api.model_info(repository, revision=revision, files_metadata=True)
         except Exception as error:  # the transport's and the library's, which have no common type
@@ -180,7 +180,7 @@ class Hub:
 
     def file(self, name: str) -> File:
         """As in Source."""
-        hub = extra("huggingface_hub")
+        hub = load("huggingface_hub", "inspect")
         cached = hub.try_to_load_from_cache(self.place, name, revision=self.revision)
         if isinstance(cached, str):
             return LocalFile(Path(cached))

@@ -16,9 +16,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from querykey.checkpoint.extra import extra
 from querykey.checkpoint.headmap import CheckpointError
 from querykey.checkpoint.storage import Store
+from querykey.extras import load
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -34,8 +34,8 @@ class Place:
 
 def places(model: PreTrainedModel, needed: Collection[str], store: Store) -> dict[str, Place]:
     """Where the parameters `needed` of `model` are in `store`; those that are not there are left out."""
-    loading = extra("transformers.core_model_loading")
-    transforms = extra("transformers.conversion_mapping").get_model_conversion_mapping(model)
+    loading = load("transformers.core_model_loading", "inspect")
+    transforms = load("transformers.conversion_mapping", "inspect").get_model_conversion_mapping(model)
     renamings = [t for t in transforms if isinstance(t, loading.WeightRenaming)]
     converters = [t for t in transforms if isinstance(t, loading.WeightConverter)]
     by_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}

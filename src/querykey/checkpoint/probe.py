@@ -21,11 +21,11 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.overrides import TorchFunctionMode
 
 from querykey.checkpoint.emission import PROBES, TOKENS, Emission, Emitter, Unknown
-from querykey.checkpoint.extra import extra
 from querykey.checkpoint.headmap import CheckpointError, HeadMap, ModelMap, Norm, Positions, Projection, Rotary
 from querykey.checkpoint.own_attention import OwnAttention
 from querykey.checkpoint.rotation import rotation, turns
 from querykey.checkpoint.tracing import Tracer, UntraceableError, same
+from querykey.extras import load
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -44,7 +44,7 @@ def probe(config: PretrainedConfig, trust_remote_code: bool = False) -> ModelMap
 
 def trace_model(config: PretrainedConfig, trust_remote_code: bool = False) -> tuple[ModelMap, PreTrainedModel]:
     """As `probe`, with the model: good for its names and shapes alone."""
-    extra("transformers")
+    load("transformers", "inspect")
     kind, why = getattr(config, "model_type", type(config).__name__), ""
     for implementation in (NAME, "sdpa", "eager"):  # its own hook, else the functions that it calls by itself
         recorder = Recorder()
@@ -66,9 +66,9 @@ def trace_model(config: PretrainedConfig, trust_remote_code: bool = False) -> tu
 
 def build(config: PretrainedConfig, implementation: str, trust_remote_code: bool = False) -> PreTrainedModel:
     """The model with parameters of the right shapes and no content, and real buffers."""
-    no_init_weights = extra("transformers.initialization").no_init_weights
+    no_init_weights = load("transformers.initialization", "inspect").no_init_weights
     with ShapesAlone(), parameters_on_meta(), no_init_weights(), torch.no_grad():
-        model: PreTrainedModel = extra("transformers").AutoModel.from_config(
+        model: PreTrainedModel = load("transformers", "inspect").AutoModel.from_config(
             deepcopy(config),
             trust_remote_code=trust_remote_code,
             dtype=torch.float64,
@@ -86,9 +86,9 @@ def build(config: PretrainedConfig, implementation: str, trust_remote_code: bool
 @contextmanager
 def implementations(attention: Callable[..., Any]) -> Iterator[None]:
     """Makes `attention` the attention implementation `NAME` of transformers, and one for experts that skips them."""
-    attentions = extra("transformers.modeling_utils").ALL_ATTENTION_FUNCTIONS
-    experts = extra("transformers.integrations.moe").ALL_EXPERTS_FUNCTIONS
-    logging = extra("transformers").logging
+    attentions = load("transformers.modeling_utils", "inspect").ALL_ATTENTION_FUNCTIONS
+    experts = load("transformers.integrations.moe", "inspect").ALL_EXPERTS_FUNCTIONS
+    logging = load("transformers", "inspect").logging
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # no advice on masks and kernels: nothing is computed here
     attentions[NAME] = attention

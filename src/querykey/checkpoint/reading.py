@@ -18,7 +18,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from querykey.checkpoint.extra import extra
 from querykey.checkpoint.files import Source, open_source
 from querykey.checkpoint.headmap import CheckpointError, HeadMap, ModelMap
 from querykey.checkpoint.names import places
@@ -26,6 +25,7 @@ from querykey.checkpoint.parameters import Parameters
 from querykey.checkpoint.probe import trace_model
 from querykey.checkpoint.storage import Store, open_store
 from querykey.checkpoint.tables import Tables
+from querykey.extras import load
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -82,8 +82,16 @@ class Checkpoint:
         """Bytes of the files of weights that have been read so far, headers among them."""
         return self._store.bytes_read
 
-    def read(self, layer: int, values: bool = False, dtype: torch.dtype = torch.float32) -> LayerWeights:
-        """The weights of `layers[layer]` as `dtype`; with `values` also W_V and W_O. Nothing is kept."""
+    @property
+    def size(self) -> int:
+        """Bytes of all files of weights."""
+        return self._store.size
+
+    def read(self, layer: int, values: bool = False, dtype: torch.dtype | None = torch.float32) -> LayerWeights:
+        """The weights of `layers[layer]` as `dtype`; with `values` also W_V and W_O. Nothing is kept.
+
+        None is the type that is stored, or float32 if that is shorter and something has to be folded in.
+        """
         layer_map = self.layers[layer]
         roles = [layer_map.query, layer_map.key]
         if values:
@@ -124,7 +132,7 @@ def _config(source: Source, trust_remote_code: bool) -> PretrainedConfig:
     if "config.json" not in source.names:
         held = ", ".join(sorted(source.names)) or "nothing"
         raise CheckpointError(f"'{source.place}' holds no config.json; found {held}")
-    path, transformers = source.path("config.json"), extra("transformers")
+    path, transformers = source.path("config.json"), load("transformers", "inspect")
     try:
         content = json.loads(path.read_bytes())
         kind, brings_code = content.get("model_type"), "auto_map" in content

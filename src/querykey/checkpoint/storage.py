@@ -63,6 +63,11 @@ class Store(Protocol):
     bytes_read: int
 
     @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        ...
+
+    @property
     def names(self) -> Collection[str]:
         """All tensors."""
         ...
@@ -99,6 +104,11 @@ class Safetensors:
         self.headers: dict[str, dict[str, Stored]] = {}
         self.files: dict[str, File] = {}
         self.where = dict.fromkeys(self._header(where), where) if isinstance(where, str) else dict(where)
+
+    @property
+    def size(self) -> int:
+        """As in Store."""
+        return sum(self.source.file(shard).size for shard in set(self.where.values()))
 
     @property
     def names(self) -> Collection[str]:
@@ -170,10 +180,11 @@ class Pickles:
     """A Store over files of torch.save, mapped into memory and read without running what they may contain."""
 
     def __init__(self, source: Source, where: str | Mapping[str, str]) -> None:
-        self.bytes_read = 0
+        self.bytes_read, self.size = 0, 0
         self.tensors: dict[str, Tensor] = {}
         for shard in [where] if isinstance(where, str) else sorted(set(where.values())):
             self.tensors |= _load(source, shard)
+            self.size += source.file(shard).size
 
     @property
     def names(self) -> Collection[str]:

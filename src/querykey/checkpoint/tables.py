@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import reduce
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -13,8 +15,7 @@ from querykey.checkpoint.parameters import Parameters
 class Tables:
     """The rows that some projections need, each read once, and the matrices put together from them."""
 
-    def __init__(self, parameters: Parameters, projections: list[Projection], dtype: torch.dtype) -> None:
-        self.dtype = dtype
+    def __init__(self, parameters: Parameters, projections: list[Projection], dtype: torch.dtype | None) -> None:
         wanted: dict[tuple[str, bool], list[Int[Tensor, " n"]]] = {}
         gains: set[str] = set()
         for part in (part for projection in projections for part in projection.every_part()):
@@ -24,7 +25,8 @@ class Tables:
             gains |= set(part.parameters) - {part.weight, part.bias}
         self.rows = {key: torch.cat(several).unique() for key, several in wanted.items()}
         self.content = {key: parameters.rows(key[0], rows, columns=key[1]) for key, rows in self.rows.items()}
-        self.gains = {name: parameters.rows(name, None).flatten().to(dtype) for name in gains}
+        self.dtype = dtype or self._stored([part for role in projections for part in role.every_part()])
+        self.gains = {name: parameters.rows(name, None).flatten().to(self.dtype) for name in gains}
 
     def heads(
         self, projection: Projection
@@ -33,6 +35,12 @@ class Tables:
         W, b = self._matrix(projection)
         W = W.view(projection.heads, projection.size, -1).transpose(1, 2)
         return W, None if b is None else b.view(projection.heads, projection.size)
+
+    def _stored(self, parts: list[Rows]) -> torch.dtype:
+        """The type of the weights, but float32 at least where they are multiplied with something."""
+        stored = reduce(torch.promote_types, {values.dtype for values in self.content.values()})
+        plain = all(not part.norm and not part.inner and bool((part.scale == 1).all()) for part in parts)
+        return stored if plain else torch.promote_types(stored, torch.float32)
 
     def _matrix(self, projection: Projection) -> tuple[Float[Tensor, "n dim"], Float[Tensor, " n"] | None]:
         """W and b of a projection, a row per channel."""

@@ -1,0 +1,115 @@
+"""querykey inspect: what the heads of a trained checkpoint do with their query and key weights."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING, Any
+
+from querykey.extras import load, needs
+
+if TYPE_CHECKING:
+    from querykey.inspection.inspect import Inspection
+
+FORMATS = ("table", "csv", "json", "parquet")
+
+
+def add_to(commands: Any) -> None:
+    """The command and its options."""
+    about = "what the heads of a trained checkpoint do with their query and key weights"
+    parser = commands.add_parser("inspect", help=about, description=about)
+    parser.add_argument(
+        "checkpoints", nargs="+", metavar="CHECKPOINT", help="a folder, or a repository on the Hub; two are compared"
+    )
+    parser.add_argument("--per", choices=("layer", "head"), default="layer", help="a row per layer (default) or head")
+    parser.add_argument(
+        "--format", choices=FORMATS, default="table", help="on standard output (default: table); all else is on stderr"
+    )
+    parser.add_argument("--out", metavar="DIR", help="write DIR/report.html, one page that needs nothing beside itself")
+    parser.add_argument(
+        "--text", metavar="FILE", help="text for the model to read: how heads behave, what sharing costs"
+    )
+    parser.add_argument(
+        "--forecast",
+        choices=("all", "layer", "head"),
+        default="layer",
+        help="with a text, replace all heads at once, and also each layer (default) or each head, which takes long",
+    )
+    parser.add_argument(
+        "--pieces", type=int, default=32, metavar="N", help="of the text, 128 tokens each, to read (default: 32)"
+    )
+    parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit, for repositories")
+    parser.add_argument(
+        "--trust-remote-code", action="store_true", help="run code that comes with a checkpoint (never done otherwise)"
+    )
+    parser.set_defaults(command=_run)
+
+
+def _run(chosen: argparse.Namespace) -> int:
+    with needs("inspect"):
+        from rich.console import Console
+
+        from querykey.inspection.report import write_html
+        from querykey.inspection.summary import sentences
+    if len(chosen.checkpoints) > 2:
+        raise ValueError(f"one checkpoint is inspected, or two side by side, not {len(chosen.checkpoints)}")
+    if chosen.format == "parquet" and sys.stdout.isatty():
+        raise ValueError("parquet is not for terminals; send it to a file: --format parquet > heads.parquet")
+    told = Console(stderr=True, soft_wrap=True, highlight=False)
+    try:
+        inspections = [_examined(path, chosen, told) for path in chosen.checkpoints]
+    except KeyboardInterrupt:
+        told.print("querykey: stopped; nothing was written")
+        return 130
+    _print(inspections, chosen)
+    for one in inspections:
+        told.print(f"\n{one.place}" if len(inspections) > 1 else "", style="bold")
+        for sentence in sentences(one):
+            told.print(f"- {sentence}", markup=False)
+    if chosen.out:
+        told.print(f"report: {write_html(inspections, chosen.out)}", markup=False)
+    return 0
+
+
+def _examined(path: str, chosen: argparse.Namespace, told: Any) -> Inspection:
+    """One checkpoint, with a bar on a terminal and a line on what was read."""
+    from rich.filesize import decimal
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from querykey.inspection.inspect import examine
+
+    load("transformers.utils.logging", "inspect").disable_progress_bar()  # ours is enough
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("left"))
+    with Progress(*columns, TimeRemainingColumn(), console=told, transient=True, disable=not told.is_terminal) as bar:
+        task = bar.add_task("opening", total=None)
+        found = examine(
+            path,
+            text=chosen.text,
+            forecast=chosen.forecast,
+            pieces=chosen.pieces,
+            revision=chosen.revision,
+            trust_remote_code=chosen.trust_remote_code,
+            watch=lambda step: bar.update(task, description=step.what, completed=step.done, total=step.total),
+        )
+    whole = f"{decimal(found.bytes_read)} of {decimal(found.bytes_in_all)}"
+    at = f" at {found.revision}" if found.revision else ""
+    also = ", and the whole model to run it on the text" if found.data else ""
+    told.print(f"{found.place}{at}: read {whole}{also}, in {found.seconds:.1f} s", markup=False)
+    return found
+
+
+def _print(inspections: list[Inspection], chosen: argparse.Namespace) -> None:
+    """The data, and nothing else, on standard output."""
+    from rich.console import Console
+
+    from querykey.inspection import tables, terminal
+
+    if chosen.format == "table":
+        terminal.print_tables(inspections, chosen.per, Console())
+        return
+    frame = tables.table(inspections, chosen.per)
+    if chosen.format == "parquet":
+        sys.stdout.buffer.write(tables.as_parquet(frame))
+        sys.stdout.buffer.flush()
+    else:
+        sys.stdout.write({"csv": tables.as_csv, "json": tables.as_json}[chosen.format](frame))

@@ -1,0 +1,79 @@
+"""How heads behave on a text: where their attention goes, and what their argmax map does.
+
+The null of each is attention that does not look: the same weight on every position that may be seen, and for the
+cycles of the argmax map a random map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from querykey.bilinear import argmax_cycles
+from querykey.inspection.live import LayerRun
+
+NEAR = {"self_mass": 0, "previous_mass": -1, "next_mass": 1}  # key position less query position
+CYCLES = ("cycle_1", "cycle_2", "cycle_longer")
+BEHAVIOUR = ("entropy", "first_mass", *NEAR, *CYCLES)
+
+
+def behaviour(run: LayerRun, two_way: bool) -> dict[str, Float[Tensor, " heads"]]:
+    """Of every head, averaged over the positions of the batch:
+
+    - `entropy`: of the attention weights, over that of equal ones: 0 looks at one position, 1 at all alike;
+    - `first_mass`, `self_mass`, `previous_mass`, `next_mass`: weight on the first position, the own one and neighbours,
+      over the positions that have one (the first position itself is left out of `first_mass`);
+    - `cycle_1`, `cycle_2`, `cycle_longer`, of two-way models: share of positions from which "whom do I attend to most"
+      leads into a cycle of that length. A tied head has 1, 0, 0, and symmetric scores have no longer ones.
+    """
+    found = _masses(run.pattern, _allowed(run))
+    if two_way:
+        cycles = argmax_cycles(run.pattern)
+        shares = [cycles == 1, cycles == 2, cycles > 2]
+        found |= {name: share.double().mean((0, 2)) for name, share in zip(CYCLES, shares, strict=True)}
+    return found
+
+
+def unseeing(run: LayerRun, two_way: bool, generator: torch.Generator) -> dict[str, float]:
+    """The same of attention that does not look."""
+    allowed = _allowed(run)[:1, :1]
+    equal = allowed / allowed.sum(-1, keepdim=True)
+    found = {name: float(value) for name, value in _masses(equal, allowed).items()}
+    if two_way:
+        length = allowed.shape[-1]
+        cycles = argmax_cycles(torch.rand(200, length, length, generator=generator))
+        shares = [cycles == 1, cycles == 2, cycles > 2]
+        found |= {name: float(share.double().mean()) for name, share in zip(CYCLES, shares, strict=True)}
+    return found
+
+
+def mean(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The mean over batches of equal size."""
+    return {name: torch.stack([part[name] for part in parts]).mean(0) for name in parts[0]}
+
+
+def _masses(
+    pattern: Float[Tensor, "batch heads length length"], allowed: Bool[Tensor, "batch heads length length"]
+) -> dict[str, Float[Tensor, " heads"]]:
+    seen = allowed.sum(-1)
+    some = seen > 1  # a position that sees one other has no choice
+    entropy = torch.special.entr(pattern.double()).sum(-1) / seen.clamp(min=2).log()
+    found = {"entropy": _average(entropy, some), "first_mass": pattern[..., 1:, 0].double().mean((0, 2))}
+    for name, step in NEAR.items():
+        reached = allowed.diagonal(step, -2, -1)
+        if reached.any():
+            found[name] = _average(pattern.diagonal(step, -2, -1).double(), reached)
+    return found
+
+
+def _average(values: Float[Tensor, "batch heads n"], chosen: Bool[Tensor, "#batch #heads n"]) -> Tensor:
+    chosen = chosen.expand_as(values)
+    return (values * chosen).sum((0, 2)) / chosen.sum((0, 2))
+
+
+def _allowed(run: LayerRun) -> Bool[Tensor, "batch heads length length"]:
+    everywhere = torch.ones((), dtype=torch.bool, device=run.pattern.device)
+    return (everywhere if run.allowed is None else run.allowed).expand_as(run.pattern)

