@@ -38,6 +38,7 @@ class InMemory:
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         self.tensors, self.names, self.bytes_read = tensors, list(tensors), 0
+        self.size = sum(tensor.nbytes for tensor in tensors.values())
 
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self.tensors[name].shape)

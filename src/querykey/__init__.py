@@ -12,6 +12,8 @@ from querykey.design import PARTITIONS, Design, DesignError
 from querykey.layout import Layout, PlainWeights
 
 if TYPE_CHECKING:
+    from querykey.explorer.open import explore
+    from querykey.inspection.inspect import inspect
     from querykey.study.compare import compare
 
 __version__ = "0.1.0"
@@ -28,15 +30,25 @@ __all__ = [
     "attention_scores",
     "attention_weights",
     "compare",
+    "explore",
+    "inspect",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    """`compare` needs more than torch, and is imported when it is asked for."""
-    if name == "compare":
-        from querykey.extras import needs
+    """`compare`, `inspect` and `explore` need more than torch, and are imported when they are asked for."""
+    from querykey.extras import needs
 
+    if name == "compare":
         with needs("study"):
             from querykey.study.compare import compare
         return compare
+    if name == "inspect":
+        with needs("inspect"):
+            from querykey.inspection.inspect import inspect
+        return inspect
+    if name == "explore":
+        with needs("explore"):
+            from querykey.explorer.open import explore
+        return explore
     raise AttributeError(f"module 'querykey' has no attribute {name!r}")

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
 import sys
 from collections.abc import Callable, Sequence
 
 import querykey
-from querykey.cli import compare, cost, report
+from querykey.cli import compare, cost, explore, inspect, report
 from querykey.extras import MissingExtra
 
 
@@ -24,10 +25,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     try:
         command: Callable[[argparse.Namespace], int] = chosen.command
-        return command(chosen)
+        code = command(chosen)
+        sys.stdout.flush()  # or a reader that has left would be noticed too late
+        return code
     except (ValueError, MissingExtra) as error:
-        print(f"querykey: {error}", file=sys.stderr)
+        print(f"querykey: {' '.join(str(error).split())}", file=sys.stderr)  # libraries quote over several lines
         return 2
+    except BrokenPipeError:  # as in `querykey … | head`, whose reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""
         print(f"querykey: {error.strerror or error}{where}", file=sys.stderr)
@@ -41,6 +47,6 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="querykey", description=querykey.__doc__)
     parser.add_argument("--version", action="version", version=f"querykey {querykey.__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for command in (compare, report, cost):
+    for command in (compare, report, cost, inspect, explore):
         command.add_to(commands)
     return parser

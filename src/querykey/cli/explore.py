@@ -1,0 +1,41 @@
+"""querykey explore: a page with a real model's queries and keys, on which sharing is a switch."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from querykey.extras import needs
+
+
+def add_to(commands: Any) -> None:
+    """The command and its options."""
+    about = "open a page with a real model's queries and keys, on which sharing is a switch"
+    parser = commands.add_parser("explore", help=about, description=about)
+    parser.add_argument(
+        "model",
+        nargs="?",
+        metavar="MODEL",
+        help="a run of compare, a checkpoint folder, a repository on the Hub, or cycle, cycle-tied, bytes, minilm "
+        "(default: MiniLM where its package is installed, else bytes, a small model that is trained now)",
+    )
+    parser.add_argument("--text", metavar="TEXT", help="what to show first")
+    parser.add_argument("--port", type=int, default=8420, metavar="N", help="or the next free one (default: 8420)")
+    parser.add_argument("--export", metavar="FILE.html", help="write the page as one file that needs no network")
+    parser.add_argument("--no-browser", action="store_true", help="print the address, open nothing")
+    parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit of a repository")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run the code that a checkpoint brings")
+    parser.set_defaults(command=_run)
+
+
+def _run(chosen: argparse.Namespace) -> int:
+    with needs("explore"):
+        from querykey.explorer.open import export, show
+    given = {"text": chosen.text, "revision": chosen.revision, "trust_remote_code": chosen.trust_remote_code}
+    if chosen.export:
+        path = export(chosen.model, chosen.export, tell=lambda line: print(line, file=sys.stderr), **given)
+        print(f"page: {path}")
+    else:
+        show(chosen.model, port=chosen.port, browse=not chosen.no_browser, **given)
+    return 0

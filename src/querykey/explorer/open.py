@@ -1,0 +1,102 @@
+"""The three ways in: a page in the browser, a page as one file, and a page in a notebook."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from html import escape
+from pathlib import Path
+
+from querykey.explorer.export import exported
+from querykey.explorer.subjects import Offer, Subject, offers
+from querykey.extras import needs
+
+Tell = Callable[[str], None]
+
+
+def show(
+    model: str | Path | None = None,
+    text: str | None = None,
+    port: int = 8420,
+    browse: bool = True,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    tell: Tell = print,
+) -> None:
+    """Serves the page until it is stopped. Raises ValueError for a model that cannot be opened."""
+    with needs("explore"):
+        from querykey.explorer.server import serve
+
+    found = offers(model, revision, trust_remote_code)
+    first = next(iter(found))
+    if model is not None:
+        _opened(found[first], tell)  # what cannot be opened is said here, and not on a page
+    serve(found, {"model": first} | ({} if text is None else {"text": text}), port, browse, tell)
+
+
+def export(
+    model: str | Path | None,
+    path: str | Path,
+    text: str | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    tell: Tell = print,
+) -> Path:
+    """Writes the page as one file that needs no server and no network. Raises ValueError as `show` does."""
+    page = _page(model, text, revision, trust_remote_code, tell)
+    path = Path(path)
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+class Explorer:
+    """A page for notebooks: what Jupyter, VS Code and Colab show; `html` is the page itself."""
+
+    def __init__(self, html: str) -> None:
+        self.html = html
+
+    def save(self, path: str | Path) -> Path:
+        """Writes the page as a file."""
+        path = Path(path)
+        path.write_text(self.html, encoding="utf-8")
+        return path
+
+    def _repr_html_(self) -> str:
+        return (
+            f'<iframe srcdoc="{escape(self.html)}" style="width:100%;height:52rem;border:0" '
+            'sandbox="allow-scripts allow-popups" title="querykey explore"></iframe>'
+        )
+
+
+def explore(
+    model: str | Path | None = None,
+    text: str | None = None,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> Explorer:
+    """The explorer's page on a model and a text, for a notebook; what `querykey explore --export` writes.
+
+    `model` is a run of `compare`, a checkpoint folder, a repository on the Hub, or one of "minilm", "cycle",
+    "cycle-tied" and "bytes"; None is MiniLM where its package is installed, else "bytes", which is trained on first
+    use. Raises ValueError for a model or a text that cannot be shown.
+    """
+    return Explorer(_page(model, text, revision, trust_remote_code, lambda line: None))
+
+
+def _page(model: str | Path | None, text: str | None, revision: str | None, trust: bool, tell: Tell) -> str:
+    found = offers(model, revision, trust)
+    first = next(iter(found))
+    return exported(_opened(found[first], tell), first, found[first].title, text, tell)
+
+
+def _opened(offer: Offer, tell: Tell) -> Subject:
+    """The subject, with a line for each quarter of its training if it is trained now."""
+    told = 0
+
+    def watch(share: float) -> None:
+        nonlocal told
+        if int(4 * share) > told:
+            told = int(4 * share)
+            tell(f"training {offer.title}, once: {100 * told // 4} %")
+
+    return offer.open(watch)

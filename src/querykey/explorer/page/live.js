@@ -1,0 +1,5 @@
+// The page as the server gives it out.
+
+import { start } from "./main.js";
+
+start();

@@ -1,0 +1,66 @@
+"""A served explorer with small models, for the tests of its API and of its page."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from http.client import HTTPConnection
+from typing import Any
+
+import torch
+import uvicorn
+
+from querykey.explorer.notation import Bytes
+from querykey.explorer.own import OwnModel
+from querykey.explorer.server import application, listen
+from querykey.explorer.subjects import Offer, Subject
+from querykey.explorer.switch import fitted
+from querykey.transformer import Transformer
+
+
+def causal_subject() -> Subject:
+    """An untrained model of bytes that may only look back, with rotary positions and two heads."""
+    model = OwnModel(Transformer(256, 256, 64, dim=24, heads=2, layers=2, causal=True, positions="rotary", seed=1))
+    sample = torch.randint(256, (3, 47, 1), generator=torch.Generator().manual_seed(0))
+    return Subject("bytes", model, Bytes(), fitted(model.layers, model.run(sample).layers), "def f(x): return x")
+
+
+def offered(**subjects: Subject) -> dict[str, Offer]:
+    """Models that are open already."""
+    return {name: Offer(name, lambda _, subject=subject: subject, subject) for name, subject in subjects.items()}
+
+
+@contextmanager
+def served(offers: Mapping[str, Offer], first: Mapping[str, str] | None = None, port: int = 0) -> Iterator[int]:
+    """The port of a server that runs as long as the context."""
+    listener = listen(port)
+    server = uvicorn.Server(uvicorn.Config(application(offers, first or {}), log_level="error", lifespan="off"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    try:
+        yield listener.getsockname()[1]
+    finally:
+        server.should_exit = server.force_exit = True
+        thread.join()
+        listener.close()
+
+
+def ask(
+    port: int, path: str, body: Any = None, headers: Mapping[str, str] | None = None, raw: bytes | None = None
+) -> tuple[int, Any]:
+    """The status and the JSON that the server answers."""
+    connection = HTTPConnection("127.0.0.1", port, timeout=60)
+    content = json.dumps(body).encode() if raw is None else raw
+    sent = {"content-type": "application/json"} | dict(headers or {})
+    try:
+        if body is None and raw is None:
+            connection.request("GET", path, headers=dict(headers or {}))
+        else:
+            connection.request("POST", path, content, sent)
+        response = connection.getresponse()
+        text = response.read().decode()
+        return response.status, json.loads(text) if text.startswith("{") else text
+    finally:
+        connection.close()
