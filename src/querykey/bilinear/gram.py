@@ -104,7 +104,7 @@ class Root:
         regular = torch.where(self.singular[..., None, None], identity, self.root)
         inverse: Tensor = torch.linalg.solve_triangular(regular, identity, upper=False)
         least = sqrt(10 * n * eps)  # of the singular values that can be told from 0: a Gram matrix errs by its square
-        condition = inner(inverse, inverse) * inner(self.root, self.root)
+        condition = _squared_norm_bound(inverse) * _squared_norm_bound(self.root)  # at least the squared one
         lacking = self.singular | (condition * least**2 > 1)
         if lacking.any():
             inverse[lacking] = torch.linalg.pinv(self.root[lacking], rtol=least)
@@ -114,6 +114,14 @@ class Root:
     def rank(self) -> Int[Tensor, "*batch"]:
         """Number of directions that the Gram matrix holds: the trace of the projection on them."""
         return inner(self.inverse, self.root.mT).round().to(torch.int64)
+
+
+def _squared_norm_bound(x: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch"]:
+    """An upper bound of the squared largest singular value: the largest column sum times the largest row sum."""
+    if not x.shape[-1]:
+        return x.sum((-2, -1))
+    absolute = x.abs()
+    return absolute.sum(-1).amax(-1) * absolute.sum(-2).amax(-1)
 
 
 def square_root(gram: Float[Tensor, "*batch n n"]) -> Root:
