@@ -10,19 +10,20 @@ import querykey
 ROOT = Path(querykey.__file__).parent
 
 # Each room with the rooms that it may import from, beside itself.
-GROUND = {"design", "layout", "extras"}
+GROUND = {"design", "layout", "extras", "threads"}
 MAY_IMPORT = {
     "design": {"layout"},
     "layout": {"design"},
     "extras": set(),
+    "threads": set(),
     "attention": GROUND,
     "transformer": {"attention", *GROUND},
     "tasks": {"extras"},
     "figures": {"extras"},
     "study": {"tasks", "transformer", "attention", "figures", *GROUND},
     "bilinear": set(),
-    "checkpoint": {"extras"},
-    "inspection": {"checkpoint", "bilinear", "figures", "extras"},
+    "checkpoint": {"extras", "threads"},
+    "inspection": {"checkpoint", "bilinear", "figures", "extras", "threads"},
     "bench": {"attention", *GROUND},
     "explorer": {"inspection", "study", "checkpoint", "bilinear", "attention", "transformer", "tasks", *GROUND},
     "cli": {"", "study", "inspection", "explorer", "bench", *GROUND},

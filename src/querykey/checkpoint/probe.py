@@ -26,6 +26,7 @@ from querykey.checkpoint.own_attention import OwnAttention
 from querykey.checkpoint.rotation import rotation, turns
 from querykey.checkpoint.tracing import Tracer, UntraceableError, same
 from querykey.extras import load
+from querykey.threads import one_thread
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -98,17 +99,6 @@ def implementations(attention: Callable[..., Any]) -> Iterator[None]:
     finally:
         del attentions[NAME], experts[NAME]
         logging.set_verbosity(verbosity)
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """What is computed here is so small that a second thread costs ten times what it saves."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 @contextmanager

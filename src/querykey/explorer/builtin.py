@@ -12,7 +12,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from querykey.design import Design
@@ -21,6 +20,7 @@ from querykey.study.plan import Cell, TaskChoice
 from querykey.study.setting import Setting
 from querykey.study.training import train
 from querykey.tasks import make_task
+from querykey.threads import one_thread
 
 Progress = Callable[[float], None]
 ONE_HEAD = Setting(layers=1, dim=32, heads=1, head_dim=16, mlp=0, steps=300)
@@ -72,13 +72,11 @@ def trained(name: str, progress: Progress = lambda share: None) -> Path:
         done += 1
         progress(done / steps)
 
-    threads = torch.get_num_threads()
     handle = register_optimizer_step_post_hook(count)
-    torch.set_num_threads(1)
     try:
-        train(cell, path)
+        with one_thread():
+            train(cell, path)
     finally:
-        torch.set_num_threads(threads)
         handle.remove()
     return path
 

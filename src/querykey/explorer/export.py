@@ -21,6 +21,7 @@ import numpy as np
 from querykey.explorer.subjects import Subject
 from querykey.explorer.switch import Scope
 from querykey.explorer.views import Focus, Viewer
+from querykey.threads import one_thread
 
 PAGE = Path(__file__).parent / "page"
 # fmt: off
@@ -32,6 +33,7 @@ POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inli
 MOST_TOKENS = 128  # with every head in every setting, more would be tens of megabytes
 
 
+@one_thread()
 def exported(
     subject: Subject, name: str, title: str, text: str | None = None, tell: Callable[[str], None] = print
 ) -> str:

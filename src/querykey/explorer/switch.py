@@ -40,6 +40,7 @@ from querykey.checkpoint import HeadMap
 from querykey.inspection.change import Change, HeadInput, turned
 from querykey.inspection.live import LayerRun
 from querykey.inspection.measures import turned as under_rotation
+from querykey.threads import one_thread
 
 Setting = Literal["trained", "copied", "tied", "signed", "core", "selfmask", "cosine"]
 SETTINGS: tuple[Setting, ...] = get_args(Setting)
@@ -104,6 +105,7 @@ class Switch:
         return self.fits[setting, layer].change(head)
 
 
+@one_thread()
 def fitted(layers: Sequence[HeadMap], sample: Sequence[LayerRun]) -> Switch:
     """The switch of a model with these layers; `sample` is a run of it on what the closed forms are fitted to."""
     fits: dict[tuple[Setting, int], Fit] = {}

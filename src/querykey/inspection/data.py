@@ -21,6 +21,7 @@ from querykey.inspection.live import LiveModel, Run
 from querykey.inspection.measures import turned, with_null
 from querykey.inspection.moments import Moments
 from querykey.inspection.text import pieces
+from querykey.threads import one_thread
 
 ON_DATA = ("symmetry", "tied_share", "signed_share", "effective_rank", "distance")
 ROTARY_ON_DATA = ("symmetry", "tied_share")
@@ -44,6 +45,7 @@ class Data:
         return bool(self.forecast["perplexity"].notna().any())
 
 
+@one_thread()
 def on_text(live: LiveModel, text: str, *, length: int, count: int, per: Per, window: int | None, watch: Watch) -> Data:
     """Runs the model on `count` pieces of `length` tokens; see `Data`."""
     ids = pieces(live, text, length, count)

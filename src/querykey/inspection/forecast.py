@@ -45,6 +45,7 @@ from querykey.inspection.change import Change, HeadInput
 from querykey.inspection.live import LiveModel
 from querykey.inspection.measures import paired_order, turned
 from querykey.inspection.moments import KeyValue, Moments
+from querykey.threads import one_thread
 
 Replacement = Literal["tied", "signed", "core", "key_value", "copied", "uniform"]
 REPLACEMENTS: tuple[Replacement, ...] = ("tied", "signed", "core", "key_value")
@@ -121,6 +122,7 @@ def forecast(
     return pd.DataFrame(rows)
 
 
+@one_thread()
 def replaced(kind: Replacement, moments: Moments, output_gram: Float[Tensor, "heads v v"]) -> dict[int, Change]:
     """The change of every head of a layer to the closest one of that kind."""
     if kind == "uniform":

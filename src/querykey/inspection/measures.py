@@ -19,6 +19,7 @@ from torch import Tensor
 from querykey.bilinear import METRICS, BilinearForm, Null, RotaryForm, Rotation, null, random_heads
 from querykey.bilinear.gram import inner, ratio
 from querykey.checkpoint import HeadMap, LayerWeights, Rotary
+from querykey.threads import one_thread
 
 ROTARY = ("symmetry", "tied_share", "distance")
 COUNTS = ("positive", "negative")
@@ -44,7 +45,8 @@ class Nulls:
         key = dim, head_dim, turning
         if key not in self._known:
             generator = torch.Generator().manual_seed(0)
-            self._known[key] = null(dim, head_dim, generator, draws=32, rotation=rotation)
+            with one_thread():
+                self._known[key] = null(dim, head_dim, generator, draws=32, rotation=rotation)
         return self._known[key]
 
     def spectrum(self, dim: int, head_dim: int) -> Spectrum:
@@ -63,9 +65,11 @@ def measure_layer(
     form = BilinearForm.from_weights(weights.W_Q, keys_in_pairs(weights), dtype=precision(weights))
     turning = None if layer.rotary is None else turned(form, layer.rotary, window)
     random = nulls.of(dim, size, None if turning is None else turning.rotation)
-    measured: dict[str, Tensor] = form.metrics()
-    if turning is not None:
-        measured |= {f"{name}_rotary": getattr(turning, name) for name in ROTARY}
+    form.directionality  # noqa: B018 - products as large as the model is wide, for all threads; the rest is small
+    with one_thread():
+        measured: dict[str, Tensor] = form.metrics()
+        if turning is not None:
+            measured |= {f"{name}_rotary": getattr(turning, name) for name in ROTARY}
     columns: dict[str, Any] = {"layer": number, "head": range(heads), "kv_head": layer.key_head}
     for name in (*METRICS, *(f"{name}_rotary" for name in ROTARY)):
         columns |= with_null(name, measured.get(name), random)
@@ -112,6 +116,7 @@ def paired_order(rotary: Rotary, head_dim: int) -> Int[Tensor, " head_dim"]:
     return torch.cat([*rotary.pairs.T, still.nonzero().flatten()])
 
 
+@one_thread()
 def spectrum(form: BilinearForm) -> Spectrum:
     """Eigenvalues and singular values over the norm; zeros for a head without one."""
     norm = form.norm[:, None]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from querykey.study.result import Result
 from querykey.study.training import load
+from querykey.threads import one_thread
 from querykey.transformer import Transformer
 
 SHOWN = 32  # positions
@@ -49,7 +49,7 @@ def head_maps(result: Result, task: str, designs: Sequence[str]) -> HeadMaps | N
     kept = {design: one for design in designs if (one := _load(result.weights(task, design))) is not None}
     if not kept:
         return None
-    with _one_thread():
+    with one_thread():
         found = {design: attention_maps(model, _shown(model, inputs)) for design, (model, inputs) in kept.items()}
     model, example = next(iter(kept.values()))
     layer, head, distance = _most_different(found)
@@ -88,17 +88,6 @@ def _load(weights: Path) -> tuple[Transformer, Tensor] | None:
 def _shown(model: Transformer, inputs: Tensor) -> Tensor:
     """All that the map needs: what comes later changes nothing for a causal model, but costs memory for all pairs."""
     return inputs[:, :SHOWN] if model.attentions[0].causal else inputs
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """So that sums, and with them the report, do not depend on the number of threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _most_different(found: Mapping[str, Maps]) -> tuple[int, int, float]:
