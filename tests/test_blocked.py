@@ -61,7 +61,7 @@ def test_chosen_by_size_where_it_wins():
         with torch.set_grad_enabled(grad):
             return layer.backend(torch.zeros(1, length, 16))
 
-    assert [backend(length) for length in (64, 256, 1024, 1025)] == ["flash", "blocked", "blocked", "flash"]
+    assert [backend(length) for length in (64, 256, 2048, 2049)] == ["flash", "blocked", "blocked", "flash"]
     assert [backend(length, grad=False) for length in (64, 256, 512, 513)] == ["flash", "blocked", "blocked", "flash"]
     assert backend(300, design="q=k,v+selfmask") == "blocked"
     assert backend(300, dropout=0.1) == "math"

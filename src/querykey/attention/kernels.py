@@ -20,7 +20,7 @@ from torch.nn.attention import SDPBackend
 from querykey.attention import blocked, masks
 
 # Lengths at which blocks of rows win on a CPU: benchmarks/blocked.py
-BLOCKED_TRAINING = range(256, 1025)
+BLOCKED_TRAINING = range(256, 2049)
 BLOCKED_FORWARD = range(256, 513)
 
 _force_blocks: bool | None = None
