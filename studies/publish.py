@@ -20,9 +20,10 @@ from typing import Any
 
 import numpy as np
 
+from querykey.design import Design
 from querykey.study.claims import finding
 from querykey.study.result import Result, read
-from querykey.study.statistics import SignFlips, paired_difference
+from querykey.study.statistics import SignFlips, mean_sd, paired_difference
 from querykey.study.statistics import differences as differences_of
 from querykey.study.tables import choice_rows, signed
 
@@ -109,13 +110,13 @@ def _row(result: Result, task: str, design: str) -> Row:
     settings = result.settings(task).get(design)
     row: Row = {"task": task, "kind": facts.get("task", task), "metric": facts["metric"], "design": design}
     row |= {"margin": _digits(result.margins[task]), "chance": _digits(facts["chance"])}
-    row["parameters"] = settings and settings.layers * settings.layout(_parsed(design)).parameters
+    row["parameters"] = settings and settings.layers * settings.layout(Design.parse(design)).parameters
     for name in ("test", "train", "argmax"):
-        scores = [score for score in result.scores(task, design, name).values() if math.isfinite(score)]
-        if scores:
-            row[name] = _digits(sum(scores) / len(scores))
-            row[f"{name}_sd"] = _digits(_sd(scores))
-            row[f"{name}_least"], row[f"{name}_most"] = _digits(min(scores)), _digits(max(scores))
+        scores = np.array([*result.scores(task, design, name).values()])
+        scores = scores[np.isfinite(scores)]
+        if len(scores):
+            row[name], row[f"{name}_sd"] = map(_digits, mean_sd(scores))
+            row[f"{name}_least"], row[f"{name}_most"] = _digits(float(scores.min())), _digits(float(scores.max()))
     row |= _gap(result, task, design)
     for choice in choice_rows(result, task):
         if choice.design == design:
@@ -140,19 +141,8 @@ def _gap(result: Result, task: str, design: str) -> Row:
         return {}
     d = differences_of(gaps[1], gaps[0])
     paired = paired_difference(d, SignFlips.of(d, np.random.default_rng(0)))
-    found = {"gap": float(gaps[0].mean()), "gap_sd": _sd(gaps[0].tolist())}
+    found = dict(zip(("gap", "gap_sd"), mean_sd(gaps[0]), strict=True))
     return found | {"gap_difference": paired.mean, "gap_low": paired.t_low, "gap_high": paired.t_high}
-
-
-def _parsed(design: str):
-    from querykey import Design
-
-    return Design.parse(design)
-
-
-def _sd(scores: list[float]) -> float:
-    mean = sum(scores) / len(scores)
-    return math.sqrt(sum((score - mean) ** 2 for score in scores) / max(1, len(scores) - 1))
 
 
 def _digits(x: float) -> float | None:

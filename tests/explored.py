@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import threading
 from collections.abc import Iterator, Mapping
@@ -9,15 +10,24 @@ from contextlib import contextmanager
 from http.client import HTTPConnection
 from typing import Any
 
+import numpy as np
 import torch
 import uvicorn
+from torch import Tensor
 
 from querykey.explorer.notation import Bytes
 from querykey.explorer.own import OwnModel
+from querykey.explorer.packing import Packed
 from querykey.explorer.server import application, listen
 from querykey.explorer.subjects import Offer, Subject
 from querykey.explorer.switch import fitted
 from querykey.transformer import Transformer
+
+
+def unpacked(array: Packed) -> Tensor:
+    """The values of a packed array, as the page has them."""
+    numbers = np.frombuffer(base64.b64decode(array["data"]), f"<{array['type']}").reshape(array["shape"])
+    return torch.from_numpy(numbers / 10.0 ** array["digits"])
 
 
 def causal_subject() -> Subject:

@@ -1,14 +1,11 @@
 """Whole studies: the same records whatever the workers, and nothing lost when they are killed."""
 
 import json
-import os
 import random
-import signal
 import sqlite3
 import subprocess
 import sys
 import threading
-import time
 
 import psutil
 import pytest
@@ -19,6 +16,7 @@ from querykey.study.plan import from_mapping
 from querykey.study.records import Records, RecordsError
 from querykey.study.training import Outcome
 from querykey.study.verdict import Verdict
+from studied import killed_and_finished, lasting
 
 TABLE = {
     "designs": ["q,k,v", "q=k,v"],
@@ -41,31 +39,6 @@ evaluations = 2
 length = 6
 [tasks.induction]
 """
-
-
-def lasting(folder):
-    """What must be the same for the same command: not the time, nor what the machine was doing."""
-    with Records(folder) as records:
-        frame = records.cells()
-        assert len(frame) == len(set(frame["key"]))
-        return {
-            row["key"]: (
-                row["task"],
-                row["design"],
-                row["seed"],
-                row["status"],
-                row["metrics"],
-                row["curve"],
-                row["config"],
-            )
-            for row in frame.to_dict("records")
-        }
-
-
-def run(folder, plan, **options):
-    flags = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    command = [sys.executable, "-m", "querykey.cli", "compare", str(plan), "--out", str(folder), *flags]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
 @pytest.fixture(scope="module")
@@ -145,34 +118,10 @@ def test_cells_of_a_killed_worker_are_run_again(undisturbed, tmp_path):
 
 
 def test_a_run_that_is_killed_at_any_moment_resumes(undisturbed, tmp_path):
-    plan, out, moments = tmp_path / "small.toml", tmp_path / "out", random.Random(7)
+    plan = tmp_path / "small.toml"
     plan.write_text(TOML)
-    lived = []
-    for _ in range(3):  # ten, on both engines, in test_kills.py
-        process = run(out, plan, workers=2)
-        before, started = count(out), time.monotonic()
-        anywhere = moments.random() < 0.3  # else soon after a cell has come, while others are being written
-        while not anywhere and process.poll() is None and count(out) == before and time.monotonic() - started < 30:
-            time.sleep(0.01)
-        time.sleep(moments.uniform(0.0, 3.0) if anywhere else moments.uniform(0.0, 0.05))
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            lived.append(count(out))
-        process.communicate()
-    assert lived  # on a fast machine the study may end before the third
-    last = run(out, plan, workers=2)
-    _, stderr = last.communicate(timeout=120)
-    assert last.returncode == 0, stderr
-    assert lasting(out) == undisturbed[1]
-    assert not list((out / "weights").glob("*.partial"))
-
-
-def count(folder):
-    try:
-        with sqlite3.connect(f"file:{folder}/records.sqlite?mode=ro", uri=True, timeout=0) as database:
-            return database.execute("select count(*) from cells").fetchone()[0]
-    except sqlite3.Error:
-        return 0
+    assert killed_and_finished(plan, tmp_path / "out", kills=3, seed=7)  # ten, on both engines, in test_kills.py
+    assert lasting(tmp_path / "out") == undisturbed[1]
 
 
 def test_seeds_are_added_until_each_verdict_is_decided(tmp_path, monkeypatch):

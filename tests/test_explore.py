@@ -19,13 +19,13 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from explored import ask, causal_subject, offered, served
+from explored import ask, causal_subject, offered, served, unpacked
 from querykey.bilinear import argmax_cycles
 from querykey.cli import main
 from querykey.explorer import builtin, subjects
 from querykey.explorer.notation import Bytes, Naming, Numbers
 from querykey.explorer.own import OwnModel
-from querykey.explorer.packing import packed, unpacked
+from querykey.explorer.packing import packed
 from querykey.explorer.server import listen
 from querykey.explorer.subjects import Offer, Subject, offers
 from querykey.explorer.switch import SETTINGS, fitted

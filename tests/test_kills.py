@@ -1,20 +1,14 @@
 """Ten kills at random moments, of workers and of the driver, on each engine: nothing lost, nothing twice."""
 
-import os
 import random
-import signal
-import sqlite3
-import subprocess
-import sys
 import threading
-import time
 
 import psutil
 import pytest
 
 import querykey
 from querykey.study.plan import load_plan
-from querykey.study.records import Records
+from studied import killed_and_finished, lasting
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -48,23 +42,6 @@ def undisturbed(plan, tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
     querykey.compare(load_plan(plan), out=folder, workers=2)
     return lasting(folder)
-
-
-def lasting(folder):
-    """What must be the same whatever happened: not the time, nor what the machine was doing."""
-    with Records(folder) as records:
-        rows = records.cells().to_dict("records")
-    assert len(rows) == len({row["key"] for row in rows})
-    kept = ("task", "design", "seed", "status", "metrics", "curve", "config")
-    return {row["key"]: [row[name] for name in kept] for row in rows}
-
-
-def count(folder):
-    try:
-        with sqlite3.connect(f"file:{folder}/records.sqlite?mode=ro", uri=True, timeout=0) as database:
-            return database.execute("select count(*) from cells").fetchone()[0]
-    except sqlite3.Error:
-        return 0
 
 
 def training(engine):
@@ -109,23 +86,6 @@ def test_workers_killed_at_random_moments(engine, plan, undisturbed, tmp_path):
 
 @pytest.mark.parametrize("engine", ["local", "ray"])
 def test_the_driver_killed_at_random_moments(engine, plan, undisturbed, tmp_path):
-    moments, out, lived = random.Random(5), tmp_path / "out", []
-    command = [sys.executable, "-m", "querykey.cli", "compare", str(plan), "--out", str(out)]
-    command += ["--engine", engine, "--workers", "2"]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
-    for _ in range(KILLS):
-        process = subprocess.Popen(command, **quiet)
-        before, started = count(out), time.monotonic()
-        anywhere = moments.random() < 0.3  # else soon after a cell has come, while others are being written
-        while not anywhere and process.poll() is None and count(out) == before and time.monotonic() - started < 60:
-            time.sleep(0.01)
-        time.sleep(moments.uniform(0.0, 4.0) if anywhere else moments.uniform(0.0, 0.1))
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            lived.append(count(out))
-        process.wait()
-    assert len(lived) >= 5  # on a fast machine the study may end before the tenth
-    last = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert last.returncode == 0, last.stderr
+    out = tmp_path / "out"
+    assert killed_and_finished(plan, out, KILLS, seed=5, engine=engine) >= 5
     assert lasting(out) == undisturbed
-    assert not list((out / "weights").glob("*.partial"))

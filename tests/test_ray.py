@@ -9,7 +9,7 @@ import querykey
 from querykey.study.engines import EngineError
 from querykey.study.plan import from_mapping
 from querykey.study.ray_engine import run_ray
-from querykey.study.records import Records
+from studied import lasting
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'querykey[ray]'")
 
@@ -19,12 +19,6 @@ TABLE = {
     "tasks": {"cycle": {"length": 6}, "induction": {}},
     "seeds": 6,
 }
-
-
-def lasting(folder):
-    with Records(folder) as records:
-        rows = records.cells().to_dict("records")
-    return {row["key"]: (row["status"], row["metrics"], row["curve"], row["config"]) for row in rows}
 
 
 @pytest.mark.filterwarnings("ignore")  # Ray's own

@@ -42,10 +42,7 @@ def export(
     tell: Tell = print,
 ) -> Path:
     """Writes the page as one file that needs no server and no network. Raises ValueError as `show` does."""
-    page = _page(model, text, revision, trust_remote_code, tell)
-    path = Path(path)
-    path.write_text(page, encoding="utf-8")
-    return path
+    return Explorer(_page(model, text, revision, trust_remote_code, tell)).save(path)
 
 
 class Explorer:
@@ -55,9 +52,11 @@ class Explorer:
         self.html = html
 
     def save(self, path: str | Path) -> Path:
-        """Writes the page as a file."""
+        """Writes the page as a file, whole or not at all."""
         path = Path(path)
-        path.write_text(self.html, encoding="utf-8")
+        partial = path.with_name(f"{path.name}.partial")
+        partial.write_text(self.html, encoding="utf-8")
+        partial.replace(path)
         return path
 
     def _repr_html_(self) -> str:

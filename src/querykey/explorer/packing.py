@@ -10,7 +10,6 @@ import base64
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
@@ -38,12 +37,6 @@ def raw(numbers: Shaped[np.ndarray, "..."], digits: int = 0) -> Packed:
         "type": kind,
         "data": base64.b64encode(data).decode("ascii"),
     }
-
-
-def unpacked(array: Packed) -> Tensor:
-    """The values again, as the page has them."""
-    numbers = np.frombuffer(base64.b64decode(array["data"]), f"<{array['type']}").reshape(array["shape"])
-    return torch.from_numpy(numbers / 10.0 ** array["digits"])
 
 
 def _digits(numbers: Shaped[np.ndarray, "..."]) -> int:

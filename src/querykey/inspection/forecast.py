@@ -105,7 +105,8 @@ def forecast(
     names = {layer.name: number for number, layer in enumerate(live.checkpoint.layers)}
     ran = [names[layer.name] for layer in live.layers]
     kinds = (*REPLACEMENTS, *COMPARISONS)
-    changes = {kind: {n: replaced(kind, moments, _output(live, n)) for n, moments in fitted.items()} for kind in kinds}
+    output = {number: _output(live, number) for number in fitted}
+    changes = {kind: {n: replaced(kind, moments, output[n]) for n, moments in fitted.items()} for kind in kinds}
     todo = list(_todo(fitted, per)) if fitted else []
     rows = [{"scope": "none", "layer": -1, "head": -1, "replacement": "", **yardstick.effect({})._asdict()}]
     for done, (scope, layer, head, kind) in enumerate(todo, start=1):
