@@ -1,5 +1,7 @@
 """Causal attention by blocks of rows: the same numbers, chosen by force and by size, within its memory."""
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -51,8 +53,27 @@ def test_blocks_equal_the_fused_kernel(length, heads, groups):
 def test_gradients_are_those_of_finite_differences(monkeypatch):
     monkeypatch.setattr(blocked, "ROWS", 2)
     q, k, v = (normal(1, heads, 5, 3, seed=heads, dtype=torch.float64) for heads in (4, 2, 2))
-    for selfmask in (False, True):
-        assert torch.autograd.gradcheck(lambda *qkv, s=selfmask: blocked.blocked_attention(*qkv, 0.5, s), (q, k, v))
+    for mask in itertools.product((False, True), (None, 1, 3)):
+        assert torch.autograd.gradcheck(lambda *qkv, m=mask: blocked.blocked_attention(*qkv, 0.5, *m), (q, k, v))
+
+
+@pytest.mark.parametrize("rows", [3, 64])
+@pytest.mark.parametrize("length", [1, 5, 64, 65, 130])
+def test_windows_of_any_size_equal_the_formula(length, rows, monkeypatch):
+    monkeypatch.setattr(blocked, "ROWS", rows)
+    q, k, v = (normal(2, heads, length, 4, seed=heads, dtype=torch.float64) for heads in (6, 3, 3))
+    i, j = torch.arange(length)[:, None], torch.arange(length)
+    for window, selfmask in itertools.product((1, 2, 3, 4, 63, 64, 65, 500), (False, True)):
+        allowed = (j <= i) & (i - j < window)
+        if selfmask and window > 1:
+            allowed &= (i != j) | (i == 0)
+        scores = 0.5 * q @ k.repeat_interleave(2, 1).mT
+        expected = torch.where(allowed, scores, -torch.inf).softmax(-1) @ v.repeat_interleave(2, 1)
+        out = blocked.blocked_attention(q, k, v, 0.5, selfmask, window)
+        torch.testing.assert_close(out, expected, rtol=0, atol=1e-12)
+        gradients = (torch.autograd.grad(one.sin().sum(), (q, k, v)) for one in (out, expected))
+        for ours, theirs in zip(*gradients, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-11)
 
 
 def test_chosen_by_size_where_it_wins():
@@ -78,11 +99,12 @@ def test_chosen_by_size_where_it_wins():
 
 def test_what_it_keeps_is_bounded_and_as_said(monkeypatch):
     q, k, v = normal(2, 6, 300, 8), normal(2, 2, 300, 8, seed=1), normal(2, 2, 300, 8, seed=2)
-    kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
-        blocked.blocked_attention(q, k, v, 1.0)
-    assert sum(x.numel() * x.element_size() for x in kept if x.shape[-1] != 8) == blocked.kept_bytes(q)
-    assert blocked.kept_bytes(q) < 0.65 * 2 * 6 * 300 * 300 * 4
+    for window, share in ((None, 0.65), (50, 0.35)):
+        kept = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x, kept=kept: kept.append(x) or x, lambda x: x):
+            blocked.blocked_attention(q, k, v, 1.0, window=window)
+        assert sum(x.numel() * x.element_size() for x in kept if x.shape[-1] != 8) == blocked.kept_bytes(q, window)
+        assert blocked.kept_bytes(q, window) < share * 2 * 6 * 300 * 300 * 4
     monkeypatch.setattr(blocked, "MOST_BYTES", blocked.kept_bytes(q) - 1)
     assert not kernels._by_blocks(q, k, v)
     with torch.no_grad():  # which keeps nothing

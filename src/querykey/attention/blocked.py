@@ -26,42 +26,44 @@ def blocked_attention(
     v: Float[Tensor, "batch groups length size_v"],
     scale: float,
     selfmask: bool = False,
+    window: int | None = None,
 ) -> Float[Tensor, "batch heads length size_v"]:
-    """softmax(scale · Q Kᵀ, causal) V; with `selfmask` no position sees itself, but the first.
+    """softmax(scale · Q Kᵀ, causal) V; with `selfmask` no position sees itself, unless it sees nothing else.
 
-    Keys and values may be grouped: query head h reads group h // (heads / groups).
+    Keys and values may be grouped: query head h reads group h // (heads / groups). With a `window` a position sees
+    itself and the window − 1 before it.
     """
-    out: Tensor = _Blocked.apply(q, k, v, scale, selfmask)
+    out: Tensor = _Blocked.apply(q, k, v, scale, selfmask, window)
     return out
 
 
-def kept_bytes(q: Tensor) -> int:
+def kept_bytes(q: Tensor, window: int | None = None) -> int:
     """What is kept for the gradient: the weights on and below the diagonal, in whole blocks."""
     batch, heads, length, _ = q.shape
-    rows = sum((stop - start) * stop for start, stop in _blocks(length))
-    return batch * heads * rows * q.element_size()
+    pairs = sum((stop - start) * (stop - first) for first, start, stop in _blocks(length, window))
+    return batch * heads * pairs * q.element_size()
 
 
 class _Blocked(torch.autograd.Function):
     """In forward and backward, (batch, heads, length, size) is (batch × groups, heads per group, length, size)."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float, selfmask: bool) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float, selfmask: bool, window: int | None) -> Tensor:
         batch, heads, length, _ = q.shape
         groups = k.shape[1]
         q = (q * scale).reshape(batch * groups, heads // groups, length, -1)
         k, v = (tensor.reshape(batch * groups, length, -1) for tensor in (k, v))
         out = q.new_empty(*q.shape[:-1], v.shape[-1])
         kept = []
-        for start, stop in _blocks(length):
-            scores = _rows(q, start, stop) @ k[:, :stop].mT
-            _hide(scores.unflatten(1, (-1, stop - start)), start, stop, selfmask)
+        for first, start, stop in _blocks(length, window):
+            scores = _rows(q, start, stop) @ k[:, first:stop].mT
+            _hide(scores.unflatten(1, (-1, stop - start)), start, selfmask, window)
             weights = scores.softmax(-1)
-            out[:, :, start:stop] = (weights @ v[:, :stop]).unflatten(1, (-1, stop - start))
+            out[:, :, start:stop] = (weights @ v[:, first:stop]).unflatten(1, (-1, stop - start))
             kept.append(weights)
         if any(ctx.needs_input_grad):
             ctx.save_for_backward(q, k, v, *kept)
-            ctx.scale = scale
+            ctx.scale, ctx.window = scale, window
         return out.view(batch, heads, length, -1)
 
     @staticmethod
@@ -71,21 +73,22 @@ class _Blocked(torch.autograd.Function):
         batch, _, length, _ = gradient.shape
         gradient = gradient.reshape(*q.shape[:-1], -1)
         dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        for (start, stop), weights in zip(_blocks(length), kept, strict=True):
+        for (first, start, stop), weights in zip(_blocks(length, ctx.window), kept, strict=True):
             above = _rows(gradient, start, stop)
-            dv[:, :stop].baddbmm_(weights.mT, above)
+            dv[:, first:stop].baddbmm_(weights.mT, above)
             # of the softmax: w (g − Σ w g), in one pass
-            scores = torch._softmax_backward_data(above @ v[:, :stop].mT, weights, -1, weights.dtype)
-            dq[:, :, start:stop] = (scores @ k[:, :stop]).unflatten(1, (-1, stop - start))
-            dk[:, :stop].baddbmm_(scores.mT, _rows(q, start, stop))
+            scores = torch._softmax_backward_data(above @ v[:, first:stop].mT, weights, -1, weights.dtype)
+            dq[:, :, start:stop] = (scores @ k[:, first:stop]).unflatten(1, (-1, stop - start))
+            dk[:, first:stop].baddbmm_(scores.mT, _rows(q, start, stop))
         shape = (batch, -1, length)
         gradients = (dq.mul_(ctx.scale), dk, dv)
-        return *(tensor.view(*shape, tensor.shape[-1]) for tensor in gradients), None, None
+        return *(tensor.view(*shape, tensor.shape[-1]) for tensor in gradients), None, None, None
 
 
-def _blocks(length: int) -> Iterator[tuple[int, int]]:
+def _blocks(length: int, window: int | None) -> Iterator[tuple[int, int, int]]:
+    """(first key, first query, end of both) of each block."""
     for start in range(0, length, ROWS):
-        yield start, min(start + ROWS, length)
+        yield 0 if window is None else max(0, start - window + 1), start, min(start + ROWS, length)
 
 
 def _rows(tensor: Tensor, start: int, stop: int) -> Tensor:
@@ -93,10 +96,14 @@ def _rows(tensor: Tensor, start: int, stop: int) -> Tensor:
     return tensor[:, :, start:stop].flatten(1, 2)
 
 
-def _hide(scores: Tensor, start: int, stop: int, selfmask: bool) -> None:
-    """Write −∞ where the rows may not look: only the last columns can lie above the diagonal."""
-    size = stop - start
-    above = torch.ones(size, size, dtype=torch.bool, device=scores.device).triu(0 if selfmask else 1)
+def _hide(scores: Tensor, start: int, selfmask: bool, window: int | None) -> None:
+    """Write −∞ where rows from `start` may not look: above the diagonal, and below the window's edge."""
+    rows, columns = scores.shape[-2:]
+    above = torch.ones(rows, rows, dtype=torch.bool, device=scores.device).triu(0 if selfmask and window != 1 else 1)
     if selfmask and start == 0:
         above[0, 0] = False  # nothing else is left to the first
-    scores[..., start:stop].masked_fill_(above, float("-inf"))
+    scores[..., columns - rows :].masked_fill_(above, float("-inf"))
+    if window is not None and start + rows > window:
+        first = start + rows - columns
+        below = torch.ones(rows, rows, dtype=torch.bool, device=scores.device).tril(start - window - first)
+        scores[..., :rows].masked_fill_(below, float("-inf"))
