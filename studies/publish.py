@@ -155,14 +155,15 @@ def _digits(x: float) -> float | None:
 WORDS = {
     "en": {
         "design": "design", "task": "task", "difference": "difference and 95 % interval", "found": "found",
-        "turn": "seeds turn it", "score": "score", "right": "highest weight right", "most": "at most",
+        "turn": "seeds turn it", "score": "score", "nats": "nats per byte", "right": "highest weight right",
+        "most": "at most",
         "because": "because", "train": "seen text", "test": "held-out text", "gap": "gap", "parameters": "parameters",
         "predicted": "predicted", "worse": "worse", "not worse": "not worse", "cannot tell": "cannot tell",
         "not tested": "not tested", "better": "better", "same": "no different", "baseline": "baseline",
     },
     "zh": {
         "design": "设计", "task": "任务", "difference": "差值与 95 % 区间", "found": "结论",
-        "turn": "换种子会翻转", "score": "得分", "right": "最大权重落对", "most": "上限",
+        "turn": "换种子会翻转", "score": "得分", "nats": "每字节奈特", "right": "最大权重落对", "most": "上限",
         "because": "原因", "train": "训练过的文本", "test": "未见文本", "gap": "差距", "parameters": "参数量",
         "predicted": "预测", "worse": "更差", "not worse": "并不更差", "cannot tell": "无法判断",
         "not tested": "未检验", "better": "更好", "same": "无差别", "baseline": "基线",
@@ -192,12 +193,19 @@ def scores(
             yield _line([f"`{design}`", *(_score(cells.get((task, design)), words, intervals) for task in wanted)])
 
 
-def differences(kept: dict[str, Any], task: str, designs: str = "", lang: str = "en") -> Iterator[str]:
-    """One task: score, parameters of the attention, difference, what was found, and the chance that seeds turn it."""
+def differences(
+    kept: dict[str, Any], task: str, designs: str = "", lang: str = "en", unit: str = "score"
+) -> Iterator[str]:
+    """One task: score, parameters of the attention, difference, what was found, and the chance that seeds turn it.
+
+    With the unit "nats", bits per byte are nats per byte.
+    """
     words = WORDS[lang]
-    yield _line(words[name] for name in ("design", "parameters", "score", "difference", "found", "turn"))
+    yield _line(words[name] for name in ("design", "parameters", unit, "difference", "found", "turn"))
     yield _line(["---"] * 6)
     for row in _rows(kept, task, designs):
+        if unit == "nats":
+            row |= {name: row[name] * math.log(2) for name in BITS if row.get(name) is not None}
         yield _line(
             [
                 f"`{row['design']}`",
@@ -245,6 +253,8 @@ def gaps(kept: dict[str, Any], task: str, lang: str = "en") -> Iterator[str]:
         difference = _difference(row, "gap_difference", "gap_low", "gap_high") if number else ""
         yield _line([f"`{row['design']}`", *(_mean(row, name) for name in ("train", "test", "gap")), difference])
 
+
+BITS = ("test", "test_sd", "difference", "low", "high")  # what is in bits per byte where a task is text
 
 KINDS: dict[str, Callable[..., Iterator[str]]] = {
     "scores": scores,
