@@ -13,10 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from rich.filesize import decimal
 
-from querykey import figures
+from querykey import figures, pages
 from querykey.inspection import tables
 from querykey.inspection.inspect import Inspection
 from querykey.inspection.summary import plural, sentences
@@ -74,23 +73,20 @@ ON_TEXT = (
 
 def as_html(inspections: Sequence[Inspection]) -> str:
     """One page for one checkpoint, or for two side by side."""
-    environment = Environment(
-        loader=PackageLoader("querykey.inspection", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("report.html.j2").render(
-        title=" and ".join(inspection.name for inspection in inspections),
-        checkpoints=[_checkpoint(inspection) for inspection in inspections],
-        maps=_shown(MAPS, inspections),
-        on_text=_shown(ON_TEXT, inspections),
-        replacements=list(tables.FORECAST.values()),
-        compared=_compared(inspections),
-        data=json.dumps([_data(inspection) for inspection in inspections], separators=(",", ":")).replace(
-            "<", "\\u003c"
-        ),
+    return (
+        pages.environment("inspection")
+        .get_template("report.html.j2")
+        .render(
+            title=" and ".join(inspection.name for inspection in inspections),
+            checkpoints=[_checkpoint(inspection) for inspection in inspections],
+            maps=_shown(MAPS, inspections),
+            on_text=_shown(ON_TEXT, inspections),
+            replacements=list(tables.FORECAST.values()),
+            compared=_compared(inspections),
+            data=json.dumps([_data(inspection) for inspection in inspections], separators=(",", ":")).replace(
+                "<", "\\u003c"
+            ),
+        )
     )
 
 

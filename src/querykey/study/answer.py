@@ -191,5 +191,5 @@ def _and(words: Sequence[str]) -> str:
 
 
 def _count(some: Sequence[str], of: int) -> str:
-    every = "the task" if of == 1 else f"all {of} tasks"
+    every = {1: "the task", 2: "both tasks"}.get(of, f"all {of} tasks")
     return f"{every} ({_and(some)})" if len(some) == of else f"{len(some)} of {of} tasks ({_and(some)})"

@@ -14,10 +14,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from querykey import figures
+from querykey import figures, pages
 from querykey.design import Design
 from querykey.study import tables
 from querykey.study.answer import NUMBERED, headline, in_words, on_designs
@@ -31,13 +30,7 @@ DOTS = 60  # seeds of which each is drawn, and points of a curve
 
 def as_html(result: Result) -> str:
     """One page that needs nothing beside itself: the answer, then figures, tables, costs, and how it was measured."""
-    environment = Environment(
-        loader=PackageLoader("querykey.study", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = pages.environment("study")
     environment.filters["marked"] = _marking(result.study.designs)
     return environment.get_template("report.html.j2").render(
         study=result.study,
