@@ -10,9 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
-
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from querykey.design import Design
 from querykey.extras import load as load_extra
@@ -65,19 +62,8 @@ def trained(name: str, progress: Progress = lambda share: None) -> Path:
     path = cache() / f"{name}-{cell.key}.safetensors"
     if path.exists():
         return path
-    steps, done = cell.task.setting.steps, 0
-
-    def count(*_: Any) -> None:
-        nonlocal done
-        done += 1
-        progress(done / steps)
-
-    handle = register_optimizer_step_post_hook(count)
-    try:
-        with one_thread():
-            train(cell, path)
-    finally:
-        handle.remove()
+    with one_thread():
+        train(cell, path, watch=lambda step: progress(step / cell.task.setting.steps))
     return path
 
 

@@ -48,8 +48,10 @@ class Outcome:
     seconds: float = 0.0
 
 
-def train(cell: Cell, weights: Path | None = None) -> Outcome:
+def train(cell: Cell, weights: Path | None = None, watch: Callable[[int], None] = lambda step: None) -> Outcome:
     """Train one cell, and keep its weights in the safetensors file `weights` if one is given.
+
+    `watch` is called after each step with its number, from 1.
 
     Training whose loss is no longer finite ends with status ``"diverged"``; else it is ``"finished"``.
 
@@ -78,6 +80,7 @@ def train(cell: Cell, weights: Path | None = None) -> Outcome:
         optimiser.step()
         schedule.step()
         losses.append(loss.detach())
+        watch(step)
         if step in marks:
             mean = float(torch.stack(losses).mean())
             if not math.isfinite(mean):
