@@ -117,7 +117,7 @@ def _row(result: Result, task: str, design: str) -> Row:
         if len(scores):
             row[name], row[f"{name}_sd"] = map(_digits, mean_sd(scores))
             row[f"{name}_least"], row[f"{name}_most"] = _digits(float(scores.min())), _digits(float(scores.max()))
-    row |= _gap(result, task, design)
+    row |= _gap(result, task, design) | _solved(result, task, design)
     for choice in choice_rows(result, task):
         if choice.design == design:
             row |= {"ceiling": choice.ceiling, "reason": choice.reason}
@@ -145,6 +145,19 @@ def _gap(result: Result, task: str, design: str) -> Row:
     return found | {"gap_difference": paired.mean, "gap_low": paired.t_low, "gap_high": paired.t_high}
 
 
+SOLVED = 0.9  # accuracy on validation
+
+
+def _solved(result: Result, task: str, design: str) -> Row:
+    """Of an accuracy: the step at which each seed was first seen above `SOLVED`, those that never were as None."""
+    if result.study.tasks[task]["metric"] != "accuracy":
+        return {}
+    curves = result.curves
+    mine = curves[(curves["task"] == task) & (curves["design"] == design)]
+    above = mine[mine["validation"] > SOLVED].groupby("seed")["step"].min()
+    return {"solved_at": [int(above[seed]) if seed in above else None for seed in sorted(set(mine["seed"]))]}
+
+
 def _digits(x: float) -> float | None:
     """Six significant digits are what a table needs, and keep the files small."""
     return float(f"{x:.6g}") if math.isfinite(x) else None
@@ -156,7 +169,7 @@ WORDS = {
     "en": {
         "design": "design", "task": "task", "difference": "difference and 95 % interval", "found": "found",
         "turn": "seeds turn it", "score": "score", "nats": "nats per byte", "right": "highest weight right",
-        "most": "at most",
+        "most": "at most", "solved": "seeds above 0.9", "after": "first seen there at step",
         "because": "because", "train": "seen text", "test": "held-out text", "gap": "gap", "parameters": "parameters",
         "predicted": "predicted", "worse": "worse", "not worse": "not worse", "cannot tell": "cannot tell",
         "not tested": "not tested", "better": "better", "same": "no different", "baseline": "baseline",
@@ -164,6 +177,7 @@ WORDS = {
     "zh": {
         "design": "设计", "task": "任务", "difference": "差值与 95 % 区间", "found": "结论",
         "turn": "换种子会翻转", "score": "得分", "nats": "每字节奈特", "right": "最大权重落对", "most": "上限",
+        "solved": "超过 0.9 的种子", "after": "首次达到的步数",
         "because": "原因", "train": "训练过的文本", "test": "未见文本", "gap": "差距", "parameters": "参数量",
         "predicted": "预测", "worse": "更差", "not worse": "并不更差", "cannot tell": "无法判断",
         "not tested": "未检验", "better": "更好", "same": "无差别", "baseline": "基线",
@@ -254,6 +268,18 @@ def gaps(kept: dict[str, Any], task: str, lang: str = "en") -> Iterator[str]:
         yield _line([f"`{row['design']}`", *(_mean(row, name) for name in ("train", "test", "gap")), difference])
 
 
+def solved(kept: dict[str, Any], task: str, lang: str = "en") -> Iterator[str]:
+    """How many seeds came above 0.9 on validation, and when each was first seen there."""
+    words = WORDS[lang]
+    yield _line(words[name] for name in ("design", "parameters", "score", "solved", "after"))
+    yield _line(["---"] * 5)
+    for row in _rows(kept, task):
+        steps = sorted(step for step in row["solved_at"] if step is not None)
+        many = f"{len(steps)} of {len(row['solved_at'])}"
+        after = ", ".join(f"{step:,}" for step in steps)
+        yield _line([f"`{row['design']}`", f"{row['parameters']:,}", _mean(row, "test"), many, after])
+
+
 BITS = ("test", "test_sd", "difference", "low", "high")  # what is in bits per byte where a task is text
 
 KINDS: dict[str, Callable[..., Iterator[str]]] = {
@@ -262,6 +288,7 @@ KINDS: dict[str, Callable[..., Iterator[str]]] = {
     "claim": claim,
     "ceilings": ceilings,
     "gaps": gaps,
+    "solved": solved,
 }
 
 
