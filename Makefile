@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+BENCH  := --shapes 32,64,128,4 8,128,256,4 4,512,512,8 1,2048,512,8 --against mha x-transformers hf --out benchmarks/results
 
 .PHONY: setup compare test test-slow check format bench hooks clean
 .DEFAULT_GOAL := help
@@ -38,9 +39,9 @@ format: setup ## mend formatting and what lint can mend
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: setup ## time the layer against its floor and its peers
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt x-transformers
-	$(BIN)/python benchmarks/layer.py
+bench: setup ## time the layer against its floor and its peers, into benchmarks/results (about 10 minutes)
+	$(BIN)/querykey bench $(BENCH)
+	$(BIN)/querykey bench $(BENCH) --passes prefill training --causal
 
 hooks: setup ## run the checks before every commit
 	$(BIN)/pre-commit install

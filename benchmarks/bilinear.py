@@ -14,9 +14,9 @@ from statistics import median
 from typing import Any, NamedTuple
 
 import torch
-from timing import interleave, ratio
 from torch import Tensor
 
+from querykey.bench.timing import interleave, ratio
 from querykey.bilinear import METRICS, BilinearForm
 
 try:

@@ -13,11 +13,11 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from timing import interleave, ratio
 
 from querykey import SelfAttention
 from querykey.attention.blocked import blocked_attention, kept_bytes
 from querykey.attention.kernels import forcing_blocks
+from querykey.bench.timing import interleave, ratio
 
 SHAPES = ((8, 128, 256, 4), (8, 256, 256, 4), (4, 256, 512, 8), (4, 512, 512, 8), (2, 1024, 512, 8), (1, 2048, 512, 8))
 

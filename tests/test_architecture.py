@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "bilinear": set(),
     "checkpoint": {"extras", "threads"},
     "inspection": {"checkpoint", "bilinear", "figures", "pages", "extras", "threads"},
-    "bench": {"attention", *GROUND},
+    "bench": {"attention", "figures", *GROUND},
     "explorer": {"inspection", "study", "checkpoint", "bilinear", "attention", "transformer", "tasks", *GROUND},
     "cli": {"", "study", "inspection", "explorer", "bench", *GROUND},
     "": {"attention", "study", "inspection", "explorer", *GROUND},  # querykey/__init__.py, the face

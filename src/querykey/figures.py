@@ -233,6 +233,18 @@ def scale(
     return figure
 
 
+def picture(title: str, draw: Callable[[], Figure]) -> str:
+    """A figure of whatever kind as an SVG file that stands alone: with a page under it, in light and in dark."""
+    svg = _drawing(lambda title: draw())(title)
+    opening, _, body = svg.partition(">")
+    opening = opening.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1).replace(' class="figure"', "")
+    style = (
+        "svg{color:#1f2328;font-family:system-ui,'Segoe UI',Helvetica,Arial,sans-serif}.page{fill:#fff}"
+        "@media(prefers-color-scheme:dark){svg{color:#e6edf3}.page{fill:#0d1117}}"
+    )
+    return f'{opening}>\n<style>{style}</style>\n<rect class="page" width="100%" height="100%"/>{body}\n'
+
+
 def _norm(limits: tuple[float, float], centre: float | None) -> Normalize:
     """How values become colours: as much on either side of a centre."""
     return Normalize(*limits) if centre is None else CenteredNorm(centre, max(abs(end - centre) for end in limits))

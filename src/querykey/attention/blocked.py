@@ -54,14 +54,15 @@ class _Blocked(torch.autograd.Function):
         q = (q * scale).reshape(batch * groups, heads // groups, length, -1)
         k, v = (tensor.reshape(batch * groups, length, -1) for tensor in (k, v))
         out = q.new_empty(*q.shape[:-1], v.shape[-1])
-        kept = []
+        kept, training = [], any(ctx.needs_input_grad)
         for first, start, stop in _blocks(length, window):
             scores = _rows(q, start, stop) @ k[:, first:stop].mT
             _hide(scores.unflatten(1, (-1, stop - start)), start, selfmask, window)
             weights = scores.softmax(-1)
             out[:, :, start:stop] = (weights @ v[:, first:stop]).unflatten(1, (-1, stop - start))
-            kept.append(weights)
-        if any(ctx.needs_input_grad):
+            if training:
+                kept.append(weights)
+        if training:
             ctx.save_for_backward(q, k, v, *kept)
             ctx.scale, ctx.window = scale, window
         return out.view(batch, heads, length, -1)

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 import querykey
-from querykey.cli import compare, cost, explore, inspect, report
+from querykey.cli import bench, compare, cost, explore, inspect, report
 from querykey.extras import MissingExtra
 
 
@@ -47,6 +47,6 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="querykey", description=querykey.__doc__)
     parser.add_argument("--version", action="version", version=f"querykey {querykey.__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for command in (compare, report, cost, inspect, explore):
+    for command in (compare, report, cost, bench, inspect, explore):
         command.add_to(commands)
     return parser

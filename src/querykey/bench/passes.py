@@ -1,0 +1,172 @@
+"""The passes that are timed: of a layer, and of its floor, which no layer can avoid.
+
+    prefill     forward without a graph
+    training    forward, and the gradients of the input and of all weights
+    decoding    one new position after `cached` others, without a graph
+
+The floor of a pass is its bare matrix products (input, core, output) and PyTorch's stock kernel, each on tensors of its
+own that already lie as it wants them; of decoding, the same for one position and a contiguous cache. A layer can fall
+below it on a CPU, where blocks of rows, or the products of a single query, beat the stock kernel.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from querykey.attention.cache import KVCache
+from querykey.attention.layer import SelfAttention
+from querykey.bench.setting import Setting, Shape
+from querykey.bench.timing import Run
+from querykey.layout import Layout
+
+
+class Case(NamedTuple):
+    """One shape and one pass: what is timed in one interleaving."""
+
+    shape: Shape
+    what: str
+    cached: int
+    causal: bool
+    device: torch.device
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, setting: Setting, shape: Shape, what: str) -> Case:
+        """Of a setting; a decoding step is always causal."""
+        causal = setting.causal or what == "decoding"
+        return cls(shape, what, setting.cached, causal, torch.device(setting.device), setting.torch_dtype)
+
+    @property
+    def training(self) -> bool:
+        """Whether gradients are taken."""
+        return self.what == "training"
+
+    def numbers(self, *sizes: int) -> Tensor:
+        """Random ones, that want a gradient in training."""
+        return torch.randn(sizes, device=self.device, dtype=self.dtype, requires_grad=self.training)
+
+    def input(self) -> Float[Tensor, "batch length dim"]:
+        """What a layer reads: all positions, or the new one."""
+        return self.numbers(self.shape.batch, 1 if self.what == "decoding" else self.shape.length, self.shape.dim)
+
+
+class LayerPass(NamedTuple):
+    """A pass of a layer, and what can be said of it before it runs."""
+
+    run: Run
+    backend: str
+    cache_bytes: int | None
+
+
+def of_layer(layer: SelfAttention, x: Tensor, case: Case) -> LayerPass:
+    """The pass of a layer of ours over its input, of `Case.input`."""
+    if case.what != "decoding":
+        leaves = (x, *layer.parameters()) if case.training else ()
+        with torch.set_grad_enabled(case.training):
+            backend = layer.backend(x)
+        return LayerPass(differentiated(lambda: layer(x), leaves), backend, None)
+    with torch.no_grad():
+        cache = filled(layer, x, case.cached)
+        backend = layer.backend(x, cache=cache)
+    # Each step goes on from a shallow copy, which shares the room and not the length: the cache never grows.
+    step = torch.no_grad()(lambda: layer(x, cache=copy.copy(cache)))
+    return LayerPass(step, backend, cache.nbytes // (case.shape.batch * case.cached))
+
+
+def of_floor(layout: Layout, case: Case) -> Run:
+    """The bare products and the bare kernel of a design's pass."""
+    return _in_turn(*(_part_run(case, *part) for part in _floor(layout, case)))
+
+
+def differentiated(forward: Callable[[], Tensor], leaves: Iterable[Tensor]) -> Run:
+    """A forward pass without a graph where there are no leaves, else one with the gradients of the leaves.
+
+    Gradients are returned and not added up in `.grad`, which would cost the floor, with its many leaves, more.
+    """
+    wanted = list(leaves)
+    if not wanted:
+        return torch.no_grad()(forward)
+    direction = torch.randn_like(forward())
+    return lambda: torch.autograd.grad(forward(), wanted, direction)
+
+
+class _Repeating(KVCache):
+    """Keeps each new position several times: filled by one cheap step, whatever a layer keeps."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self.times = times
+
+    def append(self, *given: Any, **new: Any) -> tuple[Tensor, ...]:
+        for name, tensor in new.items():
+            if isinstance(tensor, Tensor):
+                new[name] = tensor.repeat_interleave(self.times, 2)
+        return super().append(*given, **new)
+
+
+def filled(layer: SelfAttention, x: Float[Tensor, "batch 1 dim"], cached: int) -> KVCache:
+    """A cache of that many positions, all of them x, with room for more."""
+    cache = _Repeating(cached - 1)
+    layer(x, cache=cache)
+    cache.times = 1
+    layer(x, cache=cache)  # the cache was exactly full: here it makes room
+    return cache
+
+
+# The floor
+
+_Part = tuple[Callable[..., Tensor], list[Tensor]]  # a function and the tensors that it takes
+
+
+def _floor(layout: Layout, case: Case) -> list[_Part]:
+    rows = case.shape.batch * (1 if case.what == "decoding" else case.shape.length)
+    projected = sum(heads * size for heads, size in layout.projections.values())
+    inner = layout.heads * layout.head_dim
+    parts: list[_Part] = [(F.linear, [case.numbers(rows, layout.dim), case.numbers(projected, layout.dim)])]
+    if layout.design.core in ("symmetric", "full"):
+        size = layout.qk_dim
+        parts.append((torch.bmm, [case.numbers(layout.heads, rows, size), case.numbers(layout.heads, size, size)]))
+    parts.append(_kernel(layout, case))
+    parts.append((F.linear, [case.numbers(rows, inner), case.numbers(layout.dim, inner)]))
+    return parts
+
+
+def _kernel(layout: Layout, case: Case) -> _Part:
+    """The stock kernel on as many tensors as the design has: those that roles share are one here too."""
+    widest = max(layout.qk_dim, layout.head_dim)  # fused kernels take one size for all
+    decoding = case.what == "decoding"
+    queries, keys = (1, case.cached + 1) if decoding else (case.shape.length, case.shape.length)
+    reads = {role: (name, layout.head_shape(role)[0]) for role, name in layout.reads.items()}
+    if layout.design.core is not None or decoding:
+        reads["q"] = ("q", layout.heads)
+    tensors = {
+        (name, heads): case.numbers(case.shape.batch, heads, queries if name == "q" else keys, widest)
+        for name, heads in reads.values()
+    }
+    places = [list(tensors).index(reads[role]) for role in "qkv"]
+    grouped, causal = layout.heads != layout.kv_heads, case.causal and not decoding
+
+    def kernel(*given: Tensor) -> Tensor:
+        q, k, v = (given[place] for place in places)
+        return F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=grouped)
+
+    return kernel, list(tensors.values())
+
+
+def _part_run(case: Case, function: Callable[..., Tensor], tensors: list[Tensor]) -> Run:
+    return differentiated(lambda: function(*tensors), tensors if case.training else ())
+
+
+def _in_turn(*runs: Run) -> Run:
+    def run() -> None:
+        for one in runs:
+            one()
+
+    return run

@@ -1,0 +1,152 @@
+"""What is to be timed: shapes, designs, passes, and where."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from querykey.bench.timing import LEAST_ROUNDS
+from querykey.design import PARTITIONS, Design
+
+PASSES = ("prefill", "training", "decoding")
+PEERS = ("mha", "x-transformers", "hf")
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+
+
+class Shape(NamedTuple):
+    """A batch of sequences, and the layer that reads them."""
+
+    batch: int
+    length: int
+    dim: int
+    heads: int
+
+    @classmethod
+    def parse(cls, text: str) -> Shape:
+        """The shape that ``"32,64,128,4"`` spells.
+
+        Raises:
+            ValueError: if these are not four positive whole numbers.
+        """
+        numbers = text.split(",")
+        if len(numbers) != 4 or not all(number.strip().isdecimal() and int(number) > 0 for number in numbers):
+            raise ValueError(
+                f"a shape is four positive whole numbers, batch,length,dim,heads, such as 32,64,128,4, not {text!r}"
+            )
+        return cls(*map(int, numbers))
+
+    def __str__(self) -> str:
+        return ",".join(map(str, self))
+
+
+SHAPES = (Shape(32, 64, 128, 4), Shape(8, 128, 256, 4), Shape(4, 512, 512, 8))
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a benchmark is asked to time. The first design is the baseline.
+
+    Args:
+        shapes: of inputs and layers.
+        designs: each is timed at each shape.
+        passes: some of `PASSES`.
+        causal: a position sees itself and what came before.
+        rotary: queries and keys are rotated by position.
+        dtype: one of `DTYPES`.
+        device: ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
+        threads: of torch on the CPU; None for as many as it takes by itself.
+        cached: positions that a step of decoding looks back on.
+        against: some of `PEERS`.
+        rounds: how often each variant is timed.
+
+    Raises:
+        ValueError: if one of them cannot be.
+    """
+
+    shapes: tuple[Shape, ...] = SHAPES
+    designs: tuple[Design, ...] = tuple(map(Design.parse, PARTITIONS))
+    passes: tuple[str, ...] = PASSES
+    causal: bool = False
+    rotary: bool = False
+    dtype: str = "float32"
+    device: str = "cpu"
+    threads: int | None = None
+    cached: int = 4096
+    against: tuple[str, ...] = ()
+    rounds: int = 15
+
+    def __post_init__(self) -> None:
+        for name in ("shapes", "designs", "passes"):
+            if not getattr(self, name):
+                raise ValueError(f"there must be at least one of the {name}")
+            object.__setattr__(self, name, tuple(dict.fromkeys(getattr(self, name))))
+        _check_known("pass", self.passes, PASSES)
+        _check_known("peer", self.against, PEERS)
+        _check_known("dtype", (self.dtype,), DTYPES)
+        for name, least in {"rounds": LEAST_ROUNDS, "cached": 2, "threads": 1}.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name} must be at least {least}, not {value}")
+        _check_device(self.device)
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The dtype as torch has it."""
+        found: torch.dtype = getattr(torch, self.dtype)
+        return found
+
+
+def machine(device: str) -> str:
+    """A name of cores and processor, such as ``"2-core-amd-epyc"``, or the accelerator's."""
+    if torch.device(device).type == "cuda":
+        return slug(torch.cuda.get_device_name(device))
+    return f"{cores()}-core-{slug(_processor())}"
+
+
+def slug(name: str) -> str:
+    """A processor's name for a file: ``"Intel(R) Xeon(R) Gold 6330 CPU @ 2.00GHz"`` -> ``"intel-xeon-gold-6330"``."""
+    name = re.sub(r"\((R|TM)\)|@.*|\b(CPU|Processor)\b|\b\d+-Core\b", " ", name, flags=re.IGNORECASE)
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "cpu"
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _processor() -> str:
+    """As the system names it."""
+    info = Path("/proc/cpuinfo")
+    if info.exists() and (found := re.search(r"^model name\s*:\s*(.+)$", info.read_text(), re.MULTILINE)):
+        return found[1]
+    if platform.system() == "Darwin":
+        asked = subprocess.run(["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True)
+        return asked.stdout.strip() or platform.machine()
+    return platform.processor() or platform.machine()
+
+
+def _check_known(what: str, names: tuple[str, ...], known: tuple[str, ...]) -> None:
+    for name in names:
+        if name not in known:
+            raise ValueError(f"unknown {what} {name!r}; expected {', '.join(known)}")
+
+
+def _check_device(device: str) -> None:
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        raise ValueError(f"device {device!r} cannot be used; expected cpu, cuda or cuda:N") from None
+    if kind not in ("cpu", "cuda"):
+        raise ValueError(f"device {device!r} cannot be timed; expected cpu, cuda or cuda:N")
+    if kind == "cuda":
+        index = torch.device(device).index or 0
+        there = torch.cuda.device_count()
+        if not torch.cuda.is_available() or index >= there:
+            raise ValueError(f"device {device!r} is not there: torch {torch.__version__} sees {there} CUDA devices")

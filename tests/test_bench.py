@@ -1,0 +1,425 @@
+"""`querykey bench` from its command line to its tables, files and picture."""
+
+import csv
+import dataclasses
+import inspect
+import io
+import json
+import sys
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+import torch
+from rich.console import Console
+from torch.utils.benchmark import timer
+
+from querykey import Design
+from querykey.bench import bench as timed
+from querykey.bench import memory, peers, plot, report, setting, terminal
+from querykey.bench.bench import Bench, Row
+from querykey.bench.setting import PASSES, Setting, Shape
+from querykey.bench.timing import Spread, interleave
+from querykey.cli import main
+
+SHAPE = Shape(3, 5, 14, 2)
+TINY = ["--shapes", "3,5,14,2", "--rounds", "4", "--cached", "6"]
+
+
+def designs(*words):
+    return tuple(map(Design.parse, words))
+
+
+@pytest.fixture
+def fake_times(monkeypatch):
+    """Each variant runs once and is said to have taken the seconds that are set; gives the names that ran together."""
+    interleaved, seconds = [], {}
+
+    def fake(runs, rounds, watch):
+        interleaved.append(list(runs))
+        for run in runs.values():
+            run()
+        watch(rounds)
+        return {name: [seconds.get(name, 1.0) * (1 + number) for number in range(rounds)] for name in runs}
+
+    monkeypatch.setattr(timed, "interleave", fake)
+    return interleaved, seconds
+
+
+# What is asked
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--shapes", "32,64,128"], "a shape is four positive whole numbers, batch,length,dim,heads"),
+        (["--shapes", "32,64,0,4"], "such as 32,64,128,4, not '32,64,0,4'"),
+        (
+            ["--shapes", "2,4,15,2"],
+            "shape 2,4,15,2: the first design is the baseline and must be: design q,k,v: 2 heads",
+        ),
+        (["--designs", "q,k"], "v is named 0 times"),
+        (["--designs", "q,k,v+kv_heads=3"], "kv_heads 3 must divide the 2 query heads"),
+        (["--passes", "backward"], "unknown pass 'backward'; expected prefill, training, decoding"),
+        (["--against", "flash"], "unknown peer 'flash'; expected mha, x-transformers, hf"),
+        (["--dtype", "int8"], "unknown dtype 'int8'; expected float32, bfloat16, float16, float64"),
+        (["--device", "abacus"], "device 'abacus' cannot be used; expected cpu, cuda or cuda:N"),
+        (["--device", "meta"], "device 'meta' cannot be timed; expected cpu, cuda or cuda:N"),
+        (["--device", "cuda:99"], "device 'cuda:99' is not there: torch"),
+        (["--rounds", "3"], "rounds must be at least 4, not 3"),
+        (["--threads", "0"], "threads must be at least 1, not 0"),
+        (["--cached", "1"], "cached must be at least 2, not 1"),
+        (["--shapes", "1,99999999,4096,32"], "shape 1,99999999,4096,32: prefill of 5 designs in float32 needs about"),
+        (["--shapes", "1,1,99999999,1", "--passes", "decoding"], "GB are free on cpu; take a smaller shape"),
+    ],
+)
+def test_bad_input_gets_a_sentence_before_anything_is_timed(capsys, monkeypatch, words, sentence):
+    monkeypatch.setattr(timed, "interleave", None)
+    assert main(["bench", *(TINY if "--shapes" not in words else []), *words]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert sentence in " ".join(captured.err.split())
+    assert "Traceback" not in captured.err
+
+
+@pytest.mark.parametrize("package", ["rich", "psutil", "matplotlib"])
+def test_without_its_extra_the_error_names_it(capsys, monkeypatch, tmp_path, package):
+    for module in [name for name in sys.modules if name.split(".")[0] == package]:
+        monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setitem(sys.modules, package, None)
+    if package == "rich":
+        monkeypatch.delitem(sys.modules, "querykey.bench.terminal")
+    assert main(["bench", *TINY, "--out", str(tmp_path)]) == 2
+    expected = f"querykey: this needs {package}, which is not installed; it comes with: pip install 'querykey[bench]'"
+    assert expected in capsys.readouterr().err
+
+
+def test_a_dtype_that_the_device_cannot_compute_in(monkeypatch):
+    def fail(*given):
+        raise RuntimeError('"addmm" not implemented for this dtype\nand a long trace')
+
+    monkeypatch.setattr(timed.passes, "of_layer", fail)
+    with pytest.raises(
+        ValueError, match=r'cpu cannot do prefill in float16: "addmm" not implemented for this dtype; try'
+    ):
+        timed.bench(Setting(shapes=(SHAPE,), dtype="float16"))
+
+
+def test_all_shapes_are_checked_before_the_first_is_timed(fake_times):
+    interleaved, _ = fake_times
+    with pytest.raises(ValueError, match="needs about"):
+        timed.bench(Setting(shapes=(SHAPE, Shape(1, 10**8, 4096, 32))))
+    assert not interleaved
+
+
+def test_a_design_that_cannot_be_at_a_shape_is_left_out_there(fake_times):
+    asked = Setting(
+        shapes=(SHAPE, Shape(3, 5, 24, 3)), designs=designs("q,k,v", "q,k,v+kv_heads=3"), passes=("prefill",), rounds=4
+    )
+    result = timed.bench(asked)
+    assert [(row.shape.heads, row.design) for row in result.rows] == [
+        (2, "q,k,v"),
+        (3, "q,k,v"),
+        (3, "q,k,v+kv_heads=3"),
+    ]
+    assert result.notes == (
+        "left out at shape 3,5,14,2: design q,k,v+kv_heads=3: kv_heads 3 must divide the 2 query heads",
+    )
+
+
+def test_a_peer_that_is_not_installed_is_left_out(capsys, monkeypatch):
+    monkeypatch.setattr(peers, "find_spec", lambda name: None if name == "x_transformers" else name)
+    assert main(["bench", *TINY, "--passes", "prefill", "--against", "mha", "x-transformers", "--format", "csv"]) == 0
+    captured = capsys.readouterr()
+    assert "x-transformers is not installed and left out: pip install x-transformers\n" in captured.err
+    assert "mha" in captured.out
+    assert "x-transformers" not in captured.out
+
+
+def test_the_command_of_a_setting_asks_for_it_again(monkeypatch):
+    asked = Setting(
+        shapes=(SHAPE,), designs=designs("q,k,v", "q=k,v+core=full"), causal=True, dtype="float64", against=("mha",)
+    )
+    words = report.command(asked).split()
+    assert words[:2] == ["querykey", "bench"]
+    heard = []
+    monkeypatch.setattr("querykey.bench.bench.bench", lambda setting, watch: heard.append(setting) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main(words[1:])
+    assert heard == [asked]
+    assert report.command(Setting()) == "querykey bench"
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("AMD EPYC", "amd-epyc"),
+        ("Intel(R) Xeon(R) Gold 6330 CPU @ 2.00GHz", "intel-xeon-gold-6330"),
+        ("AMD Ryzen 9 5950X 16-Core Processor", "amd-ryzen-9-5950x"),
+        ("Apple M2 Pro", "apple-m2-pro"),
+        ("NVIDIA H200", "nvidia-h200"),
+        ("", "cpu"),
+    ],
+)
+def test_names_of_machines(name, expected, monkeypatch):
+    assert setting.slug(name) == expected
+    monkeypatch.setattr(setting, "_processor", lambda: name)
+    monkeypatch.setattr(setting, "cores", lambda: 7)
+    assert setting.machine("cpu") == f"7-core-{expected}"
+
+
+# What is found
+
+
+def test_ratios_of_made_up_times(fake_times):
+    interleaved, seconds = fake_times
+    seconds |= {"q,k,v": 8.0, "q=k=v": 6.0, "floor of q,k,v": 4.0, "floor of q=k=v": 5.0}
+    asked = Setting(shapes=(SHAPE,), designs=designs("q,k,v", "q=k=v"), passes=("prefill",), rounds=5)
+    first, second = timed.bench(asked).rows
+    assert interleaved == [["q,k,v", "floor of q,k,v", "q=k=v", "floor of q=k=v"]]
+    assert first.seconds == Spread(24.0, 12.0, 36.0)  # times 1, 2, 3, 4, 5 over the rounds
+    assert (first.to_floor.median, second.to_floor.median) == (2.0, 1.2)
+    assert (first.to_baseline, second.to_baseline) == (Spread(1.0, 1.0, 1.0), Spread(0.75, 0.75, 0.75))
+    assert second.floor_seconds.median == 15.0
+    # 5 positions: 2·14·(14·4) + 5·(2·2·14) each, without two of the four products of weights
+    assert second.theory == (2 * 14 * 14 * 2 + 5 * 4 * 14) / (2 * 14 * 14 * 4 + 5 * 4 * 14)
+    assert second.rate == second.flops / 18.0
+
+
+def test_peers_are_compared_with_what_computes_the_same(fake_times):
+    interleaved, seconds = fake_times
+    pytest.importorskip("transformers")
+    seconds |= {"q,k,v": 2.0, "q,k,v biases": 3.0, "q,k,v rotary": 4.0, "hf-gpt2": 6.0, "hf-llama": 6.0, "mha": 6.0}
+    asked = Setting(shapes=(Shape(3, 5, 16, 2),), designs=designs("q=k,v", "q,k,v"), against=("mha", "hf"), cached=6)
+    rows = {(row.what, row.name): row for row in timed.bench(asked).rows}
+    assert len(interleaved) == 3
+    found = {name: (rows["training", name].compared, rows["training", name].to_baseline.median) for name in seconds}
+    assert found["mha"] == ("q,k,v", 3.0)
+    assert found["hf-gpt2"] == ("q,k,v biases", 2.0)
+    assert found["hf-llama"] == ("q,k,v rotary", 1.5)
+    assert found["q,k,v biases"] == ("q=k,v", 3.0)
+    assert ("decoding", "hf-llama") in rows
+    assert not {("decoding", "mha"), ("decoding", "hf-bert")} & rows.keys()  # they have no cache
+    assert rows["prefill", "mha"].theory is None
+    assert rows["prefill", "hf-bert"].floor_seconds == rows["prefill", "q,k,v"].floor_seconds
+    assert sorted(interleaved[0])[:2] == ["floor of q,k,v", "floor of q=k,v"]
+
+
+def test_everything_at_once_on_a_real_clock():
+    """All passes; finite numbers that fit together."""
+    heard = []
+    asked = Setting(shapes=(SHAPE,), designs=designs("q,k,v", "q,k=v"), rounds=4, cached=6, causal=True)
+    result = timed.bench(asked, heard.append)
+    assert [(row.what, row.name) for row in result.rows] == [(w, d) for w in PASSES for d in ("q,k,v", "q,k=v")]
+    for row in result.rows:
+        assert 0 < row.seconds.low <= row.seconds.median <= row.seconds.high
+        assert row.to_floor.low <= row.to_floor.high
+        assert row.backend in ("flash", "blocked", "products", "efficient", "math")
+        assert row.peak_bytes > 0
+    assert [row.cache_bytes for row in result.rows] == [None] * 4 + [2 * 14 * 4, 14 * 4]
+    assert [step.done for step in heard] == [n for case in range(3) for n in range(4 * case, 4 * case + 5)]
+    assert {step.total for step in heard} == {12}
+
+
+def test_threads_are_those_asked_for_and_given_back(monkeypatch):
+    before, seen = torch.get_num_threads(), []
+
+    def see(*given):
+        seen.append(torch.get_num_threads())
+        return iter(())
+
+    monkeypatch.setattr(timed, "_rows", see)
+    asked = Setting(shapes=(SHAPE,), threads=before + 1, passes=("prefill",))
+    assert timed.bench(asked).threads == before + 1
+    assert seen == [before + 1]
+    assert torch.get_num_threads() == before
+
+
+def test_the_backend_is_the_one_that_ran(fake_times):
+    asked = Setting(shapes=(Shape(1, 300, 8, 2),), designs=designs("q,k,v"), passes=("training",), rounds=4)
+    assert timed.bench(asked).rows[0].backend == "flash"
+    assert timed.bench(dataclasses.replace(asked, causal=True)).rows[0].backend == "blocked"
+
+
+def test_the_real_clock_is_torchs():
+    """That of `torch.utils.benchmark` waits for an accelerator."""
+    assert inspect.signature(interleave).parameters["clock"].default is timer
+
+
+# What is shown
+
+
+@pytest.fixture(scope="module")
+def result():
+    """A made-up one: times that are easily recognised."""
+    rows = []
+    for what in PASSES:
+        decoding = what == "decoding"
+        for name, peer, seconds in (("q,k,v", False, 0.012), ("q=k,v+core=full", False, 0.25), ("hf-gpt2", True, 1.5)):
+            rows.append(
+                Row(
+                    shape=Shape(32, 64, 128, 4),
+                    what=what,
+                    name=name,
+                    design="q,k,v" if peer else name,
+                    peer=peer,
+                    seconds=Spread(seconds, 0.9 * seconds, 1.1 * seconds),
+                    floor_seconds=Spread(0.01, 0.009, 0.011),
+                    to_floor=Spread(1.25, 1.2, 1.3),
+                    to_baseline=Spread(1.0, 1.0, 1.0) if name == "q,k,v" else Spread(0.82, 0.8, 0.84),
+                    compared="q,k,v biases" if peer else "q,k,v",
+                    theory=None if peer else 0.81,
+                    backend="" if peer else "flash",
+                    peak_bytes=5_243_000,
+                    flops=2 * 10**9,
+                    step_bytes=10**9 if decoding else None,
+                    cache_bytes=1024 if decoding and not peer else None,
+                )
+            )
+    asked = Setting(designs=designs("q,k,v", "q=k,v+core=full"), against=("hf",))
+    return Bench(asked, "2-core-abacus", "2.11.0", 2, tuple(rows), ("x-transformers is not installed",))
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_table_fits_a_terminal(result, width):
+    console = Console(width=width, file=io.StringIO(), color_system=None)
+    console.print(terminal.Tables(result))
+    shown = console.file.getvalue()
+    assert max(map(len, shown.splitlines())) <= width
+    assert "…" not in shown
+    assert shown.count("q=k,v+core=full") == 3
+    for text in (
+        "prefill: batch 32, length 64, dim 128, 4 heads",
+        "decoding: batch 32, 4,096 positions cached, dim 128, 4 heads",
+        "12.0",
+        "10.8–13.2",
+        "0.80–0.84",
+        "5.24 MB",
+        "GFLOP/s",
+        "B/token",
+        "1,024",
+        "Compared with what computes the same: hf-gpt2 with q,k,v biases.",
+    ):
+        assert text in shown
+    beside = "12.0 10.8–13.2" in shown
+    assert beside == (width == 120)
+
+
+def test_csv_and_json_read_back_as_the_same_numbers(result):
+    read = list(csv.DictReader(io.StringIO(report.as_csv(result))))
+    again = json.loads(report.as_json(result))
+    assert again["notes"] == ["x-transformers is not installed"]
+    assert len(read) == len(again["rows"]) == len(result.rows)
+    for row, line, record in zip(result.rows, read, again["rows"], strict=True):
+        assert Shape(*(int(line[name]) for name in Shape._fields)) == row.shape
+        assert (line["pass"], line["name"], line["compared"], line["torch"]) == (
+            row.what,
+            row.name,
+            row.compared,
+            "2.11.0",
+        )
+        for column, spread in {"seconds": row.seconds, "ratio_to_floor": row.to_floor}.items():
+            names = (column, f"{column}_low", f"{column}_high")
+            assert tuple(float(line[name]) for name in names) == tuple(record[name] for name in names) == spread
+        assert (line["cached"], line["theory"]) == (
+            "4096" if row.what == "decoding" else "",
+            "" if row.peer else "0.81",
+        )
+        assert float(line["rate_per_second"]) == pytest.approx(
+            (1 if row.what == "decoding" else 2) * 1e9 / row.seconds[0]
+        )
+        assert {name: str(value) if value is not None else "" for name, value in record.items()} == line
+
+
+def test_markdown_says_where_it_comes_from(result):
+    page = report.as_markdown(result, picture="a.svg")
+    assert page.startswith("# What each design costs: 2-core-abacus\n")
+    command = "`querykey bench --designs q,k,v q=k,v+core=full --against hf`"
+    assert f"{command}: torch 2.11.0, 2 threads, float32 on cpu, 15 rounds." in page
+    assert "](a.svg)" in page
+    assert (
+        "| `q=k,v+core=full` | 250 (225–275) | 1.25 (1.20–1.30) | 0.82 (0.80–0.84) | 0.81 | 5.24 MB | flash | 8 |"
+        in page
+    )
+    assert "- x-transformers is not installed" in page
+    tables = [line.count("|") for line in page.splitlines() if line.startswith("|")]
+    assert tables == [9] * 10 + [10] * 5
+
+
+def test_a_layer_below_its_floor_is_explained(result):
+    rows = tuple(dataclasses.replace(row, backend="blocked") for row in result.rows)
+    said = "A layer can be below it where its kernel is blocked, ours, which beats the stock one."
+    assert said in report.legend(dataclasses.replace(result, rows=rows))["÷ floor"]
+    assert "below it" not in report.legend(result)["÷ floor"]
+
+
+def test_files_are_named_after_the_machine(result, tmp_path):
+    for changed, stem in (({}, ""), ({"causal": True, "dtype": "bfloat16"}, "-causal-bfloat16")):
+        other = dataclasses.replace(result, setting=dataclasses.replace(result.setting, **changed))
+        names = [path.name for path in report.write(other, tmp_path / "new" / "folder")]
+        assert names == [f"2-core-abacus{stem}.{kind}" for kind in ("csv", "md", "svg")]
+    written = tmp_path / "new" / "folder"
+    assert "](2-core-abacus-causal-bfloat16.svg)" in (written / "2-core-abacus-causal-bfloat16.md").read_text()
+    assert (written / "2-core-abacus.csv").read_text() == report.as_csv(result)
+
+
+def test_the_picture_stands_alone(result):
+    svg = plot.as_svg(result)
+    assert svg == plot.as_svg(result)
+    root = ElementTree.fromstring(svg)
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    texts = [text.text for text in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert texts.count("q=k,v+core=full") == 1
+    assert "batch 32, length 64, dim 128, 4 heads" in texts
+    assert "decoding, 4,096 positions cached" in texts
+    assert "hf-gpt2" not in texts
+    assert "prefers-color-scheme:dark" in svg
+
+
+def test_progress_is_a_line_for_each_case_where_there_is_no_terminal():
+    console = Console(file=io.StringIO(), width=80)
+    with terminal.Display(console) as display:
+        for done in range(9):
+            display(timed.Progress(done, 8, f"case {done // 4}"))
+    assert console.file.getvalue() == "  0 %  case 0\n 50 %  case 1\n100 %  case 2\n"
+
+
+def test_from_the_command_line_to_files(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(timed, "machine", lambda device: "abacus")
+    assert main(["bench", *TINY, "--designs", "q,k,v", "q=k,v", "--out", str(tmp_path)]) == 0
+    captured = capsys.readouterr()
+    assert "q=k,v" in captured.out
+    assert "written: " in captured.err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["abacus.csv", "abacus.md", "abacus.svg"]
+    assert main(["bench", *TINY, "--passes", "prefill", "--format", "json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [row["design"] for row in rows] == ["q,k,v", "q=k,v", "q,k=v", "q=v,k", "q=k=v"]
+
+
+def test_where_nothing_can_be_written_is_told_before_the_timing(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(timed, "interleave", None)
+    (tmp_path / "file").touch()
+    assert main(["bench", *TINY, "--out", str(tmp_path / "file")]) == 2
+    assert "file" in capsys.readouterr().err
+
+
+def test_who_stops_it_is_told_that_nothing_is_kept(capsys, monkeypatch):
+    def stop(*given, **named):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(timed, "interleave", stop)
+    assert main(["bench", *TINY]) == 130
+    assert capsys.readouterr().err.endswith("querykey: stopped; nothing was written\n")
+
+
+def test_an_accelerator_that_is_full_gets_a_sentence(monkeypatch):
+    def full(*given, **named):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has more to say")
+
+    monkeypatch.setattr(timed, "interleave", full)
+    with pytest.raises(ValueError, match="shape 3,5,14,2: prefill: CUDA out of memory; take a smaller shape"):
+        timed.bench(Setting(shapes=(SHAPE,)))
+
+
+def test_available_memory_is_asked_of_the_system():
+    assert memory.available_bytes(torch.device("cpu")) > 2**20
