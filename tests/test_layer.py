@@ -43,6 +43,10 @@ SETTINGS = (
     "cross",
     "cached",
     "rotary cached",
+    "window causal",
+    "rotary window causal padding",
+    "window cached",
+    "rotary window cached",
     "bias causal padding",
 )
 
@@ -99,6 +103,8 @@ def oracle(layer, x, mask=None, context=None):
     allowed = torch.ones(BATCH, HEADS, x.shape[1], source.shape[1], dtype=torch.bool)
     if layer.causal:
         allowed &= j <= i + source.shape[1] - x.shape[1]
+    if layer.window is not None:
+        allowed &= i + source.shape[1] - x.shape[1] - j < layer.window
     if mask is not None:
         allowed &= mask if mask.dtype == torch.bool else mask > -torch.inf
         if mask.dtype != torch.bool:
@@ -128,6 +134,7 @@ def make(design, head_dim, setting, seed=5):
         head_dim=head_dim,
         causal="causal" in setting or "cached" in setting,
         rotary="rotary" in setting,
+        window=3 if "window" in setting else None,
         bias="bias" in setting,
     ).double()
     with torch.no_grad():
@@ -169,7 +176,7 @@ def test_every_design_equals_the_formula_on_its_expanded_weights(sharing, settin
         leaves = [x, *layer.parameters(), *(t for t in inputs.values() if t.requires_grad)]
         wanted = torch.autograd.grad((expected * direction).sum(), leaves, allow_unused=True)
         ways = (
-            [stepwise(layer, x)]
+            [stepwise(layer, x), stepwise(layer, x, (4, 2, 1))]
             if "cached" in setting
             else [layer(x, **inputs), layer(x, **inputs, return_weights=True)[0]]
         )
@@ -186,11 +193,12 @@ def test_every_design_equals_the_formula_on_its_expanded_weights(sharing, settin
 
 @pytest.mark.usefixtures("unchecked")
 def test_decoding_without_gradient_equals_the_whole_at_once():
-    for design, head_dim, setting in CASES:
+    ways = itertools.cycle([(1, 1, 3, 2), (4, 2, 1), (1,) * LENGTH, (2, 1, 4), (LENGTH,)])
+    for (design, head_dim, setting), sizes in zip(CASES, ways, strict=False):
         if "cached" in setting:
             layer, x, _, _ = make(design, head_dim, setting)
             with torch.no_grad():
-                torch.testing.assert_close(stepwise(layer, x), layer(x), rtol=0, atol=1e-10)
+                torch.testing.assert_close(stepwise(layer, x, sizes), layer(x), rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("sharing", PARTITIONS)
@@ -270,7 +278,7 @@ def test_every_design_runs_the_fused_kernel_and_backend_names_what_runs():
 
     fused, seen = "aten::_scaled_dot_product_flash_attention_for_cpu", set()
     for design, head_dim, setting in CASES:
-        if setting in ("plain", "causal", "cross") and design not in seen:
+        if setting in ("plain", "causal", "cross", "window causal") and design not in seen:
             layer, x, inputs, _ = make(design, head_dim, setting)
             assert layer.backend(x, **inputs) == "flash", design
             seen.add(design)
@@ -301,12 +309,30 @@ def test_backend_with_a_cache_leaves_the_cache_alone():
         ({"context": torch.zeros(3, 5, 60), "cache": KVCache()}, "a cache is for the positions of x"),
         ({"mask": torch.ones(3, 7, dtype=torch.bool)}, r"mask\[:, None, None, :\]"),
         ({"mask": torch.ones(3, 5, 7, 7, dtype=torch.bool)}, r"\(batch, heads, query, key\) = \(3, 6, 7, 7\)"),
+        ({"mask": torch.ones(7, 7, dtype=torch.bool, device="meta")}, "one device, not x on cpu, mask on meta"),
+        ({"x": torch.zeros(3, 7, 60, dtype=torch.long)}, "x is torch.int64 and the layer's weights are torch.float32"),
+        ({"x": torch.zeros(3, 7, 60).half()}, "x is torch.float16 and .* convert one with .to"),
+        ({"context": torch.zeros(3, 5, 60).bfloat16()}, "context is torch.bfloat16"),
+        ({"x": torch.zeros(3, 7, 60, device="meta")}, "x is on meta and the layer's weights on cpu; move one"),
+        ({"context": torch.zeros(3, 5, 60, device="meta")}, "context is on meta"),
     ],
 )
 def test_inputs_that_do_not_fit_are_refused(arguments, sentence):
     layer = SelfAttention(DIM, HEADS)
     with pytest.raises(ValueError, match=sentence):
         layer(**({"x": torch.zeros(3, 7, 60)} | arguments))
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("design", ["q,k,v", "q=k=x,v", "q=k=v=x"])
+def test_autocast_takes_other_floating_point_numbers_and_integers_are_refused(design):
+    layer = SelfAttention(DIM, HEADS, design, causal=True, rotary=True)
+    x = torch.randn(3, 7, 60)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for one in (x, x.bfloat16()):
+            torch.testing.assert_close(layer(one).float(), layer(x).float(), rtol=0.05, atol=0.05)
+        with pytest.raises(ValueError, match=r"x is torch\.int64"):
+            layer(x.long())
 
 
 def test_selfmask_refuses_a_context_and_dropout_must_be_a_probability():

@@ -1,9 +1,12 @@
 """The small Transformer: decoding equals the whole at once, and its sizes are what was asked for."""
 
+import itertools
+
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 
-from querykey import KVCache
+from querykey import PARTITIONS, KVCache
 from querykey.transformer import Transformer
 
 SIZES = {"dim": 24, "heads": 4, "layers": 3}
@@ -29,6 +32,15 @@ def test_a_decoder_does_not_see_ahead_and_an_encoder_does():
         assert torch.equal(model(inputs)[:, :-1], model(changed)[:, :-1]) == causal
 
 
+def test_a_window_reaches_as_far_as_its_layers_together():
+    inputs = torch.randint(13, (1, 17, 1), generator=torch.Generator().manual_seed(0))
+    changed = inputs.clone()
+    changed[0, 2] = (changed[0, 2] + 1) % 13
+    model = Transformer(13, 11, 17, causal=True, window=3, **SIZES)  # of three layers, each two positions back
+    same = (model(inputs) == model(changed)).all(-1)[0]
+    assert same.tolist() == [True] * 2 + [False] * 7 + [True] * 8
+
+
 @pytest.mark.parametrize(("mlp", "positions"), [(0, "none"), (2.5, "rotary"), (4, "learned")])
 def test_parameters_by_hand(mlp, positions):
     model = Transformer(13, 11, 7, mlp=mlp, positions=positions, **SIZES)
@@ -52,3 +64,112 @@ def test_sizes_that_cannot_be_are_refused():
         model(torch.zeros(1, 8, 1, dtype=torch.long))
     with pytest.raises(ValueError, match="one cache for each of the 3 layers, got 2"):
         model(torch.zeros(1, 2, 1, dtype=torch.long), caches=[KVCache(), KVCache()])
+
+
+# Generation
+
+PROMPTS = ([3, 1, 4, 1, 5], [9], [2, 6, 5])
+
+
+def written_slowly(model, prompt, steps):
+    """Without caches or batches: all is computed anew for every symbol."""
+    row = list(prompt)
+    for _ in range(steps):
+        row.append(int(model(torch.tensor(row)[None, :, None])[0, -1].argmax()))
+    return row[len(prompt) :]
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("positions", ["none", "learned", "rotary"])
+@pytest.mark.parametrize("window", [None, 1, 4])
+def test_what_is_generated_is_what_each_row_gives_alone_step_by_step(positions, window):
+    options = ("", "+selfmask", "+cosine", "+core=full+kv_heads=2")
+    for design, option in itertools.product(PARTITIONS, options):
+        if "core" in option and "q=k" not in design:
+            continue
+        model = Transformer(
+            13, 13, 16, causal=True, design=design + option, positions=positions, window=window, **SIZES
+        )
+        model.double()
+        together = model.generate(PROMPTS, 11, temperature=0)
+        for prompt, row in zip(PROMPTS, together.tolist(), strict=True):
+            assert row == written_slowly(model, prompt, 11), design + option
+
+
+def test_prompts_may_be_tensors_and_draws_come_from_the_generator():
+    model = Transformer(13, 13, 16, causal=True, **SIZES)
+    prompts = torch.tensor([[3, 1, 4], [1, 5, 9]])
+    draws = [model.generate(prompts, 6, generator=torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
+    assert draws[0].shape == (2, 6)
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2])
+    assert torch.equal(draws[0], model.generate(list(prompts), 6, generator=torch.Generator().manual_seed(0)))
+    assert not draws[0].requires_grad
+
+
+def test_a_row_ends_at_its_stop():
+    model = Transformer(13, 13, 32, causal=True, **SIZES)
+    free = model.generate(PROMPTS, 20, temperature=0).tolist()
+    stop = free[1][3]
+    expected = [row[: row.index(stop)] + [stop] * (20 - row.index(stop)) if stop in row else row for row in free]
+    stopped = model.generate(PROMPTS, 20, temperature=0, stop=stop)
+    assert stopped.tolist() == [row[: stopped.shape[1]] for row in expected]
+    assert model.generate(PROMPTS[1:2], 20, temperature=0, stop=stop).shape == (1, free[1].index(stop) + 1)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("model", "arguments", "sentence"),
+    [
+        ({"causal": False}, {}, "an encoder sees what comes after"),
+        ({"classes": 11}, {}, "11 classes must be 13, the vocabulary"),
+        ({}, {"prompts": []}, "at least one symbol, but the shapes are none"),
+        ({}, {"prompts": [[1], []]}, "at least one symbol"),
+        ({}, {"prompts": [[1.5]]}, "torch.float32"),
+        ({}, {"prompts": [[1, 13]]}, "symbols go from 0 to 12, but the prompts have some from 1 to 13"),
+        ({}, {"prompts": [[-1]]}, "from -1"),
+        ({}, {"steps": -1}, "must not be negative, but are -1 and 1.0"),
+        ({}, {"temperature": -0.5}, "must not be negative"),
+        ({}, {"steps": 13}, "7 learned positions; a prompt of 2 and 13 steps are too many"),
+    ],
+)
+def test_what_cannot_be_generated_is_refused(model, arguments, sentence):
+    made = Transformer(**({"vocabulary": 13, "classes": 13, "length": 7, "causal": True} | SIZES | model))
+    with pytest.raises(ValueError, match=sentence):
+        made.generate(**({"prompts": [[1, 2]], "steps": 3} | arguments))
+
+
+def test_as_many_symbols_as_learned_positions_and_one_are_written():
+    model = Transformer(13, 13, 7, causal=True, **SIZES)
+    assert model.generate([[1, 2], [3]], 6).shape == (2, 6)  # the last is not read
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(("design", "positions", "window"), [("q,k=v", "rotary", None), ("q,k,v", "learned", 9)])
+def test_a_trained_model_continues_what_repeats(design, positions, window):
+    """A row of random symbols is said again and again: after one round, each follows from the one a round before."""
+    period, vocabulary = 6, 7
+    options = {"dim": 32, "heads": 4, "layers": 2, "design": design, "positions": positions, "window": window}
+    model = Transformer(vocabulary, vocabulary, 18, causal=True, mlp=0, **options)
+    generator = torch.Generator().manual_seed(0)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(400):
+        said = torch.randint(vocabulary, (64, period), generator=generator).repeat(1, 3)
+        scores = model(said[:, :-1, None])[:, period - 1 :]
+        optimiser.zero_grad()
+        cross_entropy(scores.flatten(0, 1), said[:, period:].flatten()).backward()
+        optimiser.step()
+    fresh = torch.randint(vocabulary, (32, period), generator=generator)
+    right = model.generate(fresh, 2 * period, temperature=0) == fresh.repeat(1, 2)
+    assert right.double().mean() > 0.95
+
+
+def test_learned_positions_are_counted_after_the_padding():
+    model = Transformer(13, 13, 7, causal=True, **SIZES)
+    caches = model.caches(torch.tensor([2, 3]))
+    inputs = torch.randint(13, (2, 9, 1), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        scores = model(inputs, caches=caches)
+        torch.testing.assert_close(scores[0, 2:], model(inputs[:1, 2:])[0])
+        with pytest.raises(ValueError, match="7 learned positions; 8 would be too many"):
+            model(inputs[:, :1], caches=caches)

@@ -7,6 +7,7 @@ scores = norm(x) W_U                                     one per class
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from querykey.attention import generation
 from querykey.attention.cache import KVCache
 from querykey.attention.layer import SelfAttention, initialise
 from querykey.design import Design
@@ -54,6 +56,7 @@ class Transformer(nn.Module):
         layers: depth.
         mlp: hidden width of the MLP in units of `dim`; 0 for none.
         causal: a decoder rather than an encoder.
+        window: how many positions each one sees, itself included, in a decoder; None for all before it.
         positions: ``"none"``, ``"learned"`` (added to the embedding) or ``"rotary"`` (in the attention).
         seed: of the initial values; see `initialise_from`.
 
@@ -75,6 +78,7 @@ class Transformer(nn.Module):
         head_dim: int | None = None,
         mlp: float = 4.0,
         causal: bool = False,
+        window: int | None = None,
         positions: Positions = "learned",
         dropout: float = 0.0,
         seed: int = 0,
@@ -88,18 +92,21 @@ class Transformer(nn.Module):
             raise ValueError(f"mlp is a width in units of dim, 0 for none, not {mlp}")
         if positions not in ("none", "learned", "rotary"):
             raise ValueError(f"positions must be one of none, learned, rotary, not {positions!r}")
-        rotary = positions == "rotary"
+        attention = functools.partial(
+            SelfAttention,
+            dim,
+            heads,
+            design,
+            head_dim=head_dim,
+            causal=causal,
+            rotary=positions == "rotary",
+            window=window,
+            dropout=dropout,
+        )
         self.length = length
         self.embedding = nn.Embedding(vocabulary, dim)
         self.positions = nn.Parameter(torch.empty(length, dim)) if positions == "learned" else None
-        self.blocks = nn.ModuleList(
-            Block(
-                SelfAttention(dim, heads, design, head_dim=head_dim, causal=causal, rotary=rotary, dropout=dropout),
-                dim,
-                round(mlp * dim),
-            )
-            for _ in range(layers)
-        )
+        self.blocks = nn.ModuleList(Block(attention(), dim, round(mlp * dim)) for _ in range(layers))
         self.norm = nn.LayerNorm(dim, bias=False)
         self.unembedding = nn.Linear(dim, classes, bias=False)
         initialise_from(self, seed)
@@ -122,7 +129,7 @@ class Transformer(nn.Module):
         """
         if caches is not None and len(caches) != len(self.blocks):
             raise ValueError(f"expected one cache for each of the {len(self.blocks)} layers, got {len(caches)}")
-        x = self._embed(inputs, len(caches[0]) if caches else 0)
+        x = self._embed(inputs, caches[0] if caches else None)
         for block, cache in zip(self.blocks, caches or itertools.repeat(None), strict=False):
             x = block(x, mask, cache)
         scores: Tensor = self.unembedding(self.norm(x))
@@ -134,18 +141,92 @@ class Transformer(nn.Module):
         """The attention weights of the first layer."""
         block = self.blocks[0]
         assert isinstance(block, Block)
-        weights: Tensor = block.attention(block.attention_norm(self._embed(inputs, 0)), return_weights=True)[1]
+        weights: Tensor = block.attention(block.attention_norm(self._embed(inputs)), return_weights=True)[1]
         return weights
 
-    def _embed(self, inputs: Tensor, start: int) -> Tensor:
-        """The sum of each position's symbols, and its learned position if there are any."""
+    def caches(self, padding: Int[Tensor, " batch"] | None = None) -> list[KVCache]:
+        """An empty cache for each layer, for a batch whose rows begin with these numbers of padding positions."""
+        return [KVCache(padding=padding) for _ in self.blocks]
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int] | Tensor] | Tensor,
+        steps: int,
+        *,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+        stop: int | None = None,
+    ) -> Int[Tensor, "batch new"]:
+        """Continue each prompt by `steps` symbols, each drawn from what the model gives for the next one.
+
+        Prompts of different lengths go together, and no row feels another: its probabilities are those that it has
+        alone. Dropout acts in training mode here too: call `eval` first.
+
+        Args:
+            prompts: sequences of symbols, at least one symbol each.
+            steps: how many symbols to write at most.
+            temperature: scores are divided by it before the softmax; 0 takes the most likely symbol.
+            generator: of the draws.
+            stop: a symbol after which a row is finished, and filled with it; all ends when all rows have.
+
+        Returns:
+            The new symbols, (batch, at most steps).
+
+        Raises:
+            ValueError: if the model is an encoder, its classes are not its symbols, a prompt is empty or has other
+                symbols, or prompt and steps are more than the learned positions.
+        """
+        symbols, padding = generation.left_padded(self._checked(prompts, steps, temperature))
+        caches = self.caches(padding)
+
+        def step(new: Tensor) -> Tensor:
+            scores: Tensor = self(new.unsqueeze(-1), caches=caches)[:, -1]
+            return scores
+
+        symbols = symbols.to(self.embedding.weight.device)
+        return generation.written(step, symbols, steps, temperature=temperature, generator=generator, stop=stop)
+
+    def _embed(self, inputs: Tensor, cache: KVCache | None = None) -> Tensor:
+        """The sum of each position's symbols, and its learned position, counted after the padding, if there are any."""
         x: Tensor = self.embedding(inputs).sum(-2)
         if self.positions is None:
             return x
+        start, padding = (0, None) if cache is None else (len(cache), cache.padding)
         end = start + inputs.shape[1]
-        if end > self.length:
-            raise ValueError(f"the model has {self.length} learned positions; {end} would be too many")
-        return x + self.positions[start:end]
+        last = end if cache is None else end - cache.least_padding
+        if last > self.length:
+            raise ValueError(f"the model has {self.length} learned positions; {last} would be too many")
+        if padding is None:
+            return x + self.positions[start:end]
+        places = torch.arange(start, end, device=x.device) - padding.to(x.device)[:, None]
+        return x + self.positions[places.clamp(min=0)]
+
+    def _checked(
+        self, prompts: Sequence[Sequence[int] | Tensor] | Tensor, steps: int, temperature: float
+    ) -> list[Tensor]:
+        """The prompts, one tensor each, if the model can continue them."""
+        vocabulary, classes = self.embedding.num_embeddings, self.unembedding.out_features
+        if not self.attentions[0].causal:
+            raise ValueError("an encoder sees what comes after, and cannot write it; make the model with causal=True")
+        if classes != vocabulary:
+            raise ValueError(
+                f"what is written is read again, so {classes} classes must be {vocabulary}, the vocabulary"
+            )
+        if steps < 0 or temperature < 0:
+            raise ValueError(f"steps and temperature must not be negative, but are {steps} and {temperature}")
+        rows = [torch.as_tensor(prompt, device="cpu") for prompt in prompts]
+        if not rows or any(row.ndim != 1 or not len(row) or row.is_floating_point() for row in rows):
+            came = ", ".join(f"{tuple(row.shape)} of {row.dtype}" for row in rows) or "none"
+            raise ValueError(f"each prompt must be a sequence of at least one symbol, but the shapes are {came}")
+        least, most = min(int(row.min()) for row in rows), max(int(row.max()) for row in rows)
+        if least < 0 or most >= vocabulary:
+            raise ValueError(f"symbols go from 0 to {vocabulary - 1}, but the prompts have some from {least} to {most}")
+        longest = max(map(len, rows))
+        if self.positions is not None and longest + steps - 1 > self.length:  # the last symbol is not read
+            raise ValueError(
+                f"the model has {self.length} learned positions; a prompt of {longest} and {steps} steps are too many"
+            )
+        return rows
 
     @property
     def attentions(self) -> list[SelfAttention]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
-from querykey.attention import kernels, masks
+from querykey.attention import checks, kernels, masks
 from querykey.attention import similarity as similarities
 from querykey.attention.reference import check_tensors
 from querykey.design import Similarity
@@ -19,6 +19,7 @@ def attend(
     similarity: Similarity = "dot",
     causal: bool = False,
     mask: Tensor | None = None,
+    window: int | None = None,
     scale: float | None = None,
     dropout: float = 0.0,
 ) -> Float[Tensor, "*queries d_v"]:
@@ -32,13 +33,17 @@ def attend(
         causal: a query sees no later key; the last query is aligned to the last key.
         mask: boolean, True = may attend, or additive; broadcasts to (..., query, key). A query with nothing left
             gives zeros.
+        window: with `causal`, a query sees this many keys at most: its own and those just before it (Mistral 7B,
+            2310.06825, section 2).
         scale: 1/√d_k when not given, and √d_k for the cosine.
         dropout: the probability that a weight is dropped. It is applied whenever it is not 0.
 
     Raises:
-        ValueError: if shapes or dtypes do not fit, or the similarity is unknown.
+        ValueError: if shapes, dtypes or devices do not fit, the similarity is unknown, or the window is none.
     """
     check_tensors(q, k, v)
+    checks.check_one_device(q=q, k=k, v=v, mask=mask)
+    masks.check_window(window, causal)
     if mask is not None:
         shape = (*q.shape[:-1], k.shape[-2])
         masks.check(mask, shape)
@@ -49,7 +54,8 @@ def attend(
     q, k = similarities.as_dot_product(q, k, similarity)
     q, k, v = (_to_four_dimensions(tensor) for tensor in (q, k, v))
     mask = None if mask is None else _to_four_dimensions(mask)
-    out = kernels.run(kernels.prepare(q, k, v, scale=scale, causal=causal, mask=mask, dropout=dropout))
+    call = kernels.prepare(q, k, v, scale=scale, causal=causal, mask=mask, dropout=dropout, window=window)
+    out = kernels.run(call)
     return out[(0,) * missing]
 
 

@@ -2,7 +2,8 @@
 
 PyTorch falls back on its quadratic kernel without a word, for instance where values have another size than keys. Here
 the arguments are first made to fit, and `backend_of` names what will run. On a CPU causal attention of some hundred
-positions goes by blocks of rows instead, where that is faster (`blocked.py`).
+positions goes by blocks of rows instead, where that is faster (`blocked.py`), and a single query, as decoding has it,
+by its two products where to make all cached keys and values fit would cost more than the attention.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend
 
-from querykey.attention import blocked, masks
+from querykey.attention import blocked, masks, reference
 
 # Lengths at which blocks of rows win on a CPU: benchmarks/blocked.py
 BLOCKED_TRAINING = range(256, 2049)
 BLOCKED_FORWARD = range(256, 513)
+BLOCKED_WINDOW = 256  # and any longer, for a window's mask leaves all scores to the fused kernel: windows.py there
 
 _force_blocks: bool | None = None
 
@@ -40,7 +42,8 @@ def forcing_blocks(force: bool | None) -> Iterator[None]:
 class Call(NamedTuple):
     """The arguments of one kernel call; `size` is that of the values before they were padded.
 
-    With `blocks` it goes by blocks of rows, which know the self-mask by themselves.
+    With `blocks` it goes by blocks of rows, which know the self-mask and the window by themselves; with `products` by
+    the formula.
     """
 
     q: Tensor
@@ -53,6 +56,8 @@ class Call(NamedTuple):
     size: int
     blocks: bool = False
     selfmask: bool = False
+    window: int | None = None
+    products: bool = False
 
 
 def prepare(
@@ -65,20 +70,26 @@ def prepare(
     mask: Tensor | None,
     dropout: float,
     selfmask: bool = False,
+    window: int | None = None,
 ) -> Call:
     """Arguments that a fused kernel takes, from (batch, heads, length, size); keys and values may be grouped.
 
     The kernels know `causal` only for as many queries as keys, and only without a mask; other cases become a mask.
-    Queries, keys and values are padded with zeros to one size where theirs differ.
+    Queries, keys and values are padded with zeros to one size where theirs differ. Keys before the first query's
+    `window` are left out, and a window that sees all others is none.
     """
+    if window is not None:
+        k, v, mask, window = _within(window, q, k, v, mask)
     queries, keys = q.shape[-2], k.shape[-2]
-    if causal and mask is None and not dropout and queries == keys and _by_blocks(q, k, v):
-        return Call(q, k, v, None, 0.0, True, scale, v.shape[-1], blocks=True, selfmask=selfmask)
-    simple = causal and bool(queries == keys) and mask is None and not selfmask
+    if causal and mask is None and not dropout and queries == keys and _by_blocks(q, k, v, window):
+        return Call(q, k, v, None, 0.0, True, scale, v.shape[-1], blocks=True, selfmask=selfmask, window=window)
+    simple = causal and bool(queries == keys) and mask is None and not selfmask and window is None
     if not simple:
-        mask = masks.combine(mask, queries, keys, causal=causal, selfmask=selfmask, device=q.device)
+        mask = masks.combine(mask, queries, keys, causal=causal, selfmask=selfmask, window=window, device=q.device)
     if mask is not None and mask.dtype != torch.bool:
         mask = mask.to(q.dtype)
+    if queries == 1 and not dropout and _by_products(q, k, v):
+        return Call(q, k, v, mask, 0.0, False, scale, v.shape[-1], products=True)
     size, widest = v.shape[-1], max(q.shape[-1], v.shape[-1])
     if q.shape[-1] != size:
         if q.device.type != "cpu":
@@ -90,7 +101,9 @@ def prepare(
 def run(call: Call) -> Tensor:
     """The attention of a prepared call: (batch, heads, query, size of the values)."""
     if call.blocks:
-        return blocked.blocked_attention(call.q, call.k, call.v, call.scale, call.selfmask)
+        return blocked.blocked_attention(call.q, call.k, call.v, call.scale, call.selfmask, call.window)
+    if call.products:
+        return _products(call)
     mask, none_left = call.mask, None
     if mask is not None and mask.device.type != "cpu":
         # Only some accelerator kernels give zeros where nothing is allowed: open such rows, and close them afterwards.
@@ -112,9 +125,9 @@ def run(call: Call) -> Tensor:
 
 
 def backend_of(call: Call) -> str:
-    """What `run` will use: "flash", "efficient", "cudnn", "blocked", or "math", the quadratic one."""
-    if call.blocks:
-        return "blocked"
+    """What `run` will use: "flash", "efficient", "cudnn", "blocked", "products", or "math", the quadratic one."""
+    if call.blocks or call.products:
+        return "blocked" if call.blocks else "products"
     # PyTorch has no public word for this; its own dispatcher answers, with the arguments that it will get.
     chosen = torch._fused_sdp_choice(
         call.q,
@@ -135,7 +148,20 @@ def backend_of(call: Call) -> str:
     return names.get(SDPBackend(chosen), SDPBackend(chosen).name.lower())
 
 
-def _by_blocks(q: Tensor, k: Tensor, v: Tensor) -> bool:
+def _within(
+    window: int, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None, int | None]:
+    """Keys, values and mask from where the first query's window begins, and the window if it still hides any."""
+    queries, keys = q.shape[-2], k.shape[-2]
+    before = keys - queries - window + 1
+    if before > 0:
+        k, v, keys = k[..., before:, :], v[..., before:, :], keys - before
+        mask = mask if mask is None or mask.shape[-1] == 1 else mask[..., before:]
+    # Who compiles for any length must not be bound to those on one side of the window.
+    return k, v, mask, window if torch.compiler.is_compiling() or window < keys else None
+
+
+def _by_blocks(q: Tensor, k: Tensor, v: Tensor, window: int | None = None) -> bool:
     """Whether causal attention of as many queries as keys goes by blocks of rows."""
     able = q.device.type == "cpu" and q.dtype in (torch.float32, torch.float64) and q.shape[-2] > 1
     if _force_blocks is not None or not able:
@@ -143,8 +169,26 @@ def _by_blocks(q: Tensor, k: Tensor, v: Tensor) -> bool:
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return False  # who compiles or transforms wants PyTorch's own operations
     training = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
-    wins = q.shape[-2] in (BLOCKED_TRAINING if training else BLOCKED_FORWARD)
-    return wins and (not training or blocked.kept_bytes(q) <= blocked.MOST_BYTES)
+    if window is not None:
+        wins = q.shape[-2] >= BLOCKED_WINDOW
+    else:
+        wins = q.shape[-2] in (BLOCKED_TRAINING if training else BLOCKED_FORWARD)
+    return wins and (not training or blocked.kept_bytes(q, window) <= blocked.MOST_BYTES)
+
+
+def _by_products(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Whether a single query goes by its products: sizes that differ would be padded, groups be read for each head."""
+    able = q.device.type == "cpu" and q.dtype in (torch.float32, torch.float64) and not torch.compiler.is_compiling()
+    return able and k.shape[-2] > 1 and (q.shape[-1] != v.shape[-1] or q.shape[1] != k.shape[1])
+
+
+def _products(call: Call) -> Tensor:
+    """The formula for one query, with the heads of a group as the rows of one product."""
+    batch, heads, _, size = call.q.shape
+    groups, keys = call.k.shape[1:3]
+    rows = (call.q * call.scale).reshape(batch, groups, -1, size)
+    weights = reference.masked_softmax((rows @ call.k.mT).view(batch, heads, 1, keys), call.mask)
+    return (weights.view(batch, groups, -1, keys) @ call.v).view(batch, heads, 1, -1)
 
 
 def _expand(mask: Tensor | None) -> Tensor | None:

@@ -12,12 +12,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from querykey.attention import kernels, masks, reference, rotary, similarity
+from querykey.attention import checks, decoding, kernels, maps, masks, reference, similarity
 from querykey.attention.cache import KVCache
 from querykey.design import Design, Similarity
 from querykey.layout import Layout, PlainWeights, Weight
-
-_EPSILON = 1e-6  # of the RMS norm of queries and keys
 
 
 class SelfAttention(nn.Module):
@@ -36,12 +34,14 @@ class SelfAttention(nn.Module):
             ``dim / heads`` when not given.
         causal: a position sees itself and what came before; the last query is aligned to the last key.
         rotary: queries and keys are rotated by position (RoFormer, 2104.09864); values never are.
+        window: with `causal`, a position sees itself and the window − 1 before it, no more (Mistral 7B, 2310.06825,
+            section 2); a cache then keeps little more than those.
         bias: each projection has a bias.
         dropout: probability that an attention weight is dropped in training.
 
     Raises:
         DesignError: if the design cannot be at these sizes.
-        ValueError: if dropout is no probability.
+        ValueError: if dropout is no probability, or the window no number of positions.
     """
 
     core: Tensor | None
@@ -59,21 +59,26 @@ class SelfAttention(nn.Module):
         head_dim: int | None = None,
         causal: bool = False,
         rotary: bool = False,
+        window: int | None = None,
         bias: bool = False,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
         if not 0.0 <= dropout < 1.0:
             raise ValueError(f"dropout must be a probability from 0 to below 1, not {dropout}")
+        masks.check_window(window, causal)
         self.design = Design.parse(design)
         self.layout = self.design.resolve(dim, heads, head_dim=head_dim, bias=bias, rotary=rotary)
         self.causal = causal
+        self.window = window
         self.dropout = dropout
         # Worked out once: asking the layout at each call would cost small shapes several per cent.
         self._rows = _rows(self.layout)
         self._reads = self.layout.reads
         self._head_shapes = {role: self.layout.head_shape(role) for role in ("q", "k", "v")}
         self._one_cached = self.design.shares("k", "v")
+        self._places = rotary or self.design.qknorm or self.design.similarity == "cosine"
+        self._one_placed = self.design.shares("q", "k") and self.design.core is None
         total = sum(heads * size for heads, size in self.layout.projections.values())
         self.in_proj = nn.Parameter(torch.empty(total, dim))
         self.in_proj_bias = nn.Parameter(torch.empty(total)) if bias else None
@@ -88,7 +93,9 @@ class SelfAttention(nn.Module):
     def extra_repr(self) -> str:
         """What was chosen, so that ``print(model)`` says it."""
         layout = self.layout
-        return f"{layout.dim}, {layout.heads}, {str(self.design)!r}, causal={self.causal}, rotary={layout.rotary}"
+        window = "" if self.window is None else f", window={self.window}"
+        design = repr(str(self.design))
+        return f"{layout.dim}, {layout.heads}, {design}, causal={self.causal}, rotary={layout.rotary}{window}"
 
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
@@ -149,8 +156,9 @@ class SelfAttention(nn.Module):
 
         Args:
             x: (batch, length, dim).
-            mask: boolean, True = may attend, or additive; broadcasts to (batch, heads, query, key). Key padding is
-                ``mask[:, None, None, :]``. A query with nothing left gives zeros before the output projection.
+            mask: boolean, True = may attend, or additive; broadcasts to (batch, heads, query, key), where the keys of a
+                cache are all positions that it has seen. Key padding is ``mask[:, None, None, :]``. A query with
+                nothing left gives zeros before the output projection.
             context: keys and values are made from this instead (cross-attention).
             return_weights: also give the weights before dropout; this takes the explicit softmax, with memory for all
                 pairs of positions.
@@ -160,14 +168,25 @@ class SelfAttention(nn.Module):
             (batch, length, dim), and with `return_weights` also (batch, heads, length, keys).
 
         Raises:
-            ValueError: if shapes do not fit, or `context` meets a cache or a self-mask.
+            ValueError: if shapes, dtypes or devices do not fit, or `context` meets a cache or a self-mask.
         """
-        self._check(x, mask, context, cache)
+        checks.check_inputs(self.layout, self.in_proj, x, mask, context, cache)
         q, k, v = self._queries_keys_values(x, context, cache)
+        first = 0
+        if cache is not None:
+            first = len(cache) - v.shape[2]
+            mask = cache.hidden(mask, first, len(cache), x.device)
         if return_weights:
+            k = self._place(v, first, self.k_gain) if k is None else k
             out, weights = self._explicit(q, k, v, mask)
-            return self._output(out), weights
-        return self._output(kernels.run(self._call(q, k, v, mask)))
+            return self._output(out), F.pad(weights, (first, 0)) if first else weights
+        if k is not None:
+            return self._output(kernels.run(self._call(q, k, v, mask)))
+
+        def attend(q: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+            return kernels.run(self._call(q, self._place(v, first, self.k_gain), v, mask))
+
+        return self._output(decoding.attend_in_parts(attend, q, v, mask))
 
     def backend(
         self,
@@ -176,25 +195,31 @@ class SelfAttention(nn.Module):
         context: Tensor | None = None,
         cache: KVCache | None = None,
     ) -> str:
-        """The kernel that ``layer(x, mask, context)`` will run: "flash", "efficient", "cudnn", "blocked", or "math".
+        """What ``layer(x, mask, context)`` will run: "flash", "efficient", "cudnn", "blocked", "products", or "math".
 
-        "blocked" goes by blocks of rows, on a CPU, where half of a causal mask can be saved. "math" is the explicit,
-        quadratic one; the CPU takes it for dropout, and for a mask that wants a gradient. The `cache` is read and not
-        extended.
+        "blocked" goes by blocks of rows, on a CPU, where half of a causal mask, or most of a window's, can be saved.
+        "products" is the formula for a single query of a CPU, where the cache holds fewer heads than there are
+        queries, or keys and values of different sizes. "math" is the explicit, quadratic one; the CPU takes it for
+        dropout, and for a mask that wants a gradient. The `cache` is read and not extended.
         """
-        self._check(x, mask, context, cache)
+        checks.check_inputs(self.layout, self.in_proj, x, mask, context, cache)
         q, k, v = self._queries_keys_values(x, context, None)
+        assert k is not None
         if cache is not None:
-            longer = (-1, -1, len(cache) + k.shape[2], -1)  # only its shape matters
-            k, v = k[:, :, :1].expand(longer), v[:, :, :1].expand(longer)
+            seen, end = cache.reach(x.shape[1], self.window), len(cache) + x.shape[1]
+            mask = cache.hidden(mask, end - seen, end, x.device)
+            k, v = (tensor[:, :, :1].expand(-1, -1, seen, -1) for tensor in (k, v))  # only their shapes matter
         return kernels.backend_of(self._call(q, k, v, mask))
 
     # From x to queries, keys and values
 
     def _queries_keys_values(
         self, x: Tensor, context: Tensor | None, cache: KVCache | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """(batch, heads, length, size) each, ready for the kernel; keys and values of all positions to attend to."""
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """(batch, heads, length, size) each, ready for the kernel; keys and values of all positions to attend to.
+
+        Keys are None where they are yet to be placed: a cache keeps them as the values, which are one tensor with them.
+        """
         reads = self._reads
         if context is None:
             read = self._project(x, *reads.values())
@@ -208,15 +233,17 @@ class SelfAttention(nn.Module):
             self._split(read[reads["v"]], "v"),
         )
         start = 0 if cache is None else len(cache)
-        q = self._place(self._apply_core(q), start, self.q_gain)
+        if self.core is not None:
+            q = maps.apply_core(q, self.core, self.layout)
+        q = placed = self._place(q, start, self.q_gain)
         if self.temperature is not None:
             q = q * self.temperature[:, None, None]
-        if cache is not None and self._one_cached:
-            (v,) = cache.append(kv=v)  # one tensor is kept, as the values have it; keys are placed on reading
-            return q, self._place(v, 0, self.k_gain), v
-        k = self._place(k, start, self.k_gain)
+        if cache is not None and self._one_cached and not (self._places and cache.keep_rotated):
+            (v,) = cache.append(self.window, kv=v)
+            return q, None if self._places else v, v
+        k = placed if self._one_placed and context is None else self._place(k, start, self.k_gain)
         if cache is not None:
-            k, v = cache.append(k=k, v=v)
+            k, v = cache.append(self.window, k=k, v=v)
         return q, k, v
 
     def _project(self, source: Tensor, *names: str) -> dict[str, Tensor]:
@@ -239,26 +266,10 @@ class SelfAttention(nn.Module):
         """(batch, length, heads × size) to (batch, heads, length, size), as a view."""
         return tensor.view(*tensor.shape[:2], *self._head_shapes[role]).transpose(1, 2)
 
-    def _apply_core(self, q: Tensor) -> Tensor:
-        """q = (xW) C, each query head with its own core over its group's shared projection."""
-        if self.core is None:
-            return q
-        if self.design.core == "signed":
-            diagonal = torch.cat([self.core, self.core], -1) if self.layout.rotary else self.core
-            return q * diagonal[:, None, :]
-        cores = self.layout.core_matrix(self.core).unflatten(0, (q.shape[1], -1))  # groups, heads per group
-        return torch.einsum("bgnc,grcd->bgrnd", q, cores).flatten(1, 2)
-
     def _place(self, tensor: Tensor, start: int, gain: Tensor | None) -> Tensor:
-        """Norm, then rotation to the positions from `start`: what is done to queries and to keys alike."""
-        if self.design.qknorm:
-            tensor = F.rms_norm(tensor, tensor.shape[-1:], self.qk_gain if gain is None else gain, _EPSILON)
-        if self.design.similarity == "cosine":
-            tensor = F.normalize(tensor, dim=-1)
-        if self.layout.rotary:
-            angle = rotary.angles(start, tensor.shape[-2], tensor.shape[-1], device=tensor.device)
-            tensor = rotary.rotate(tensor, angle)
-        return tensor
+        return (
+            maps.place(tensor, start, self.qk_gain if gain is None else gain, self.layout) if self._places else tensor
+        )
 
     # From queries, keys and values to the output
 
@@ -282,6 +293,7 @@ class SelfAttention(nn.Module):
             mask=mask,
             dropout=dropout,
             selfmask=self.design.selfmask,
+            window=self.window,
         )
 
     def _explicit(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -289,32 +301,18 @@ class SelfAttention(nn.Module):
         kind, scale = self._similarity_and_scale
         scores = similarity.scores(q, reference.repeat_heads(k, q), kind, scale)
         mask = masks.combine(
-            mask, *scores.shape[-2:], causal=self.causal, selfmask=self.design.selfmask, device=q.device
+            mask,
+            *scores.shape[-2:],
+            causal=self.causal,
+            selfmask=self.design.selfmask,
+            window=self.window,
+            device=q.device,
         )
         weights = reference.masked_softmax(scores, mask)
         return reference.weighted_sum(weights, v, self.dropout if self.training else 0.0), weights
 
     def _output(self, out: Tensor) -> Tensor:
         return F.linear(out.transpose(1, 2).flatten(2), self.o_proj, self.o_proj_bias)
-
-    def _check(self, x: Tensor, mask: Tensor | None, context: Tensor | None, cache: KVCache | None) -> None:
-        for name, tensor in {"x": x, "context": context}.items():
-            if tensor is not None and (tensor.ndim != 3 or tensor.shape[-1] != self.layout.dim):
-                raise ValueError(
-                    f"{name} must be (batch, length, dim) with dim {self.layout.dim}, not {tuple(tensor.shape)}"
-                )
-        if context is not None:
-            if context.shape[0] != x.shape[0]:
-                raise ValueError(f"x and context must have one batch size, not {x.shape[0]} and {context.shape[0]}")
-            if self.design.selfmask:
-                raise ValueError(
-                    f"design {self.design}: a context has other positions than x, so there is no self to mask"
-                )
-            if cache is not None:
-                raise ValueError("a cache is for the positions of x; pass the context alone, whole at each step")
-        if mask is not None:
-            keys = x.shape[1] + (0 if cache is None else len(cache)) if context is None else context.shape[1]
-            masks.check(mask, (x.shape[0], self.layout.heads, x.shape[1], keys))
 
 
 def initialise(tensor: Tensor, weight: Weight, generator: torch.Generator | None = None) -> None:

@@ -15,20 +15,21 @@ def combine(
     *,
     causal: bool = False,
     selfmask: bool = False,
+    window: int | None = None,
     device: torch.device | None = None,
 ) -> Tensor | None:
     """One mask of all, or None where everything is allowed.
 
     The last query stands at the position of the last key: query i may causally see the keys up to i + keys − queries,
-    and that position is the self which `selfmask` hides, unless nothing else is left to the query.
+    itself, and of them the last `window`. Itself is what `selfmask` hides, unless nothing else is left to the query.
     """
-    if causal and queries > 1:
-        mask = _restrict(mask, _causal(queries, keys, device))
+    if causal and (queries > 1 or window is not None):
+        mask = restrict(mask, _causal(queries, keys, window, device))
     if selfmask:
         others = ~torch.eye(queries, keys, dtype=torch.bool, device=device).roll(keys - queries, -1)
         reachable = others if mask is None else others & allowed(mask)
         left = reachable.any(-1, keepdim=True)
-        mask = _restrict(mask, others | ~left)
+        mask = restrict(mask, others | ~left)
     return mask
 
 
@@ -37,11 +38,8 @@ def allowed(mask: Tensor) -> Tensor:
     return mask if mask.dtype == torch.bool else mask > float("-inf")
 
 
-def _causal(queries: int, keys: int, device: torch.device | None) -> Tensor:
-    return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
-
-
-def _restrict(mask: Tensor | None, allow: Tensor) -> Tensor:
+def restrict(mask: Tensor | None, allow: Tensor) -> Tensor:
+    """A mask of either kind, or none, that allows no more than `allow` does."""
     if mask is None:
         return allow
     return mask & allow if mask.dtype == torch.bool else mask.masked_fill(~allow, float("-inf"))
@@ -65,6 +63,25 @@ def check(mask: Tensor, shape: tuple[int, ...]) -> None:
             f"a mask must broadcast to {_names(len(shape))} = {tuple(shape)}, but has shape {tuple(mask.shape)}; "
             "key padding of shape (batch, key) is given as mask[:, None, None, :]"
         )
+
+
+def check_window(window: int | None, causal: bool) -> None:
+    """Refuse a sliding window that is none.
+
+    Raises:
+        ValueError: if it is not a number of positions from 1, or attention is not causal.
+    """
+    if window is None:
+        return
+    if isinstance(window, bool) or not isinstance(window, int) or window < 1:
+        raise ValueError(f"window must be a number of positions from 1, which is the query's own, not {window!r}")
+    if not causal:
+        raise ValueError("a window counts the positions before each query, so it needs causal=True")
+
+
+def _causal(queries: int, keys: int, window: int | None, device: torch.device | None) -> Tensor:
+    seen = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
+    return seen if window is None else seen.triu(keys - queries - window + 1)
 
 
 def _names(ndim: int) -> str:

@@ -49,16 +49,19 @@ def attention_weights(
     *,
     causal: bool = False,
     mask: Tensor | None = None,
+    window: int | None = None,
     scale: float | None = None,
 ) -> Float[Tensor, "..."]:
     """The softmax of the scores over the keys: (..., query, key), each row summing to 1, or 0 where nothing is allowed.
 
-    `causal` and `mask` are those of `attend`.
+    `causal`, `mask` and `window` are those of `attend`.
     """
+    masks.check_window(window, causal)
     raw = attention_scores(q, k, similarity, scale=scale)
     if mask is not None:
         masks.check(mask, raw.shape)
-    return masked_softmax(raw, masks.combine(mask, *raw.shape[-2:], causal=causal, device=raw.device))
+    mask = masks.combine(mask, *raw.shape[-2:], causal=causal, window=window, device=raw.device)
+    return masked_softmax(raw, mask)
 
 
 def masked_softmax(raw: Tensor, mask: Tensor | None) -> Tensor:

@@ -1,0 +1,79 @@
+"""What rotary positions cost: the rotation against its formula, and the layer against itself without.
+
+    python benchmarks/rotary.py [--rounds 15] [--threads N]
+
+Ratios of times within a round, with the interval that holds the middle half of the rounds. A shape is (batch, length,
+dim, heads). The formula is [x₁ cos − x₂ sin, x₂ cos + x₁ sin] under autograd, with cosines and sines that are kept, or
+worked out at each call as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from querykey import SelfAttention
+from querykey.attention import rotary
+from querykey.bench.timing import interleave, ratio
+
+SHAPES = ((8, 1, 512, 8), (32, 64, 128, 4), (8, 128, 256, 4), (4, 512, 512, 8), (1, 2048, 512, 8))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    chosen = parser.parse_args()
+    torch.set_num_threads(chosen.threads)
+    torch.manual_seed(0)
+    print(f"torch {torch.__version__}, {chosen.threads} threads, {chosen.rounds} rounds\n")
+    print("| shape | pass | rotation / formula | rotation / formula, anew | q,k,v: with / without | q=k,v |")
+    print("|---|---|---|---|---|---|")
+    for shape in SHAPES:
+        for backward in (False, True):
+            cells = [*_rotations(*shape, backward, chosen.rounds)]
+            cells += [_layers(*shape, design, backward, chosen.rounds) for design in ("q,k,v", "q=k,v")]
+            words = (", ".join(map(str, shape)), "forward + backward" if backward else "forward")
+            print("| " + " | ".join((*words, *cells)) + " |", flush=True)
+
+
+def _rotations(batch: int, length: int, dim: int, heads: int, backward: bool, rounds: int) -> tuple[str, str]:
+    size = dim // heads
+    x = torch.randn(batch, length, heads, size).transpose(1, 2).requires_grad_(backward)
+    angle = rotary.angles(0, length, size)
+    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+
+    def formula(cos: Tensor = cos, sin: Tensor = sin) -> Tensor:
+        first, second = x.chunk(2, -1)
+        return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
+
+    def anew() -> Tensor:
+        angle = rotary.angles(0, length, size)
+        return formula(angle.cos().to(x.dtype), angle.sin().to(x.dtype))
+
+    variants = {"place": lambda: rotary.place(x, 0), "formula": formula, "anew": anew}
+    times = interleave({name: _pass(run, [x], backward) for name, run in variants.items()}, rounds)
+    return str(ratio(times, "place", "formula")), str(ratio(times, "place", "anew"))
+
+
+def _layers(batch: int, length: int, dim: int, heads: int, design: str, backward: bool, rounds: int) -> str:
+    x = torch.randn(batch, length, dim, requires_grad=backward)
+    variants = {}
+    for name, turned in (("with", True), ("without", False)):
+        layer = SelfAttention(dim, heads, design, causal=True, rotary=turned)
+        variants[name] = _pass(lambda layer=layer: layer(x), [x, *layer.parameters()], backward)
+    return str(ratio(interleave(variants, rounds), "with", "without"))
+
+
+def _pass(run: Callable[[], Tensor], leaves: Sequence[Tensor], backward: bool) -> Callable[[], object]:
+    if not backward:
+        return torch.no_grad()(run)
+    direction = torch.randn_like(run())
+    return lambda: torch.autograd.grad(run(), leaves, direction)
+
+
+if __name__ == "__main__":
+    main()

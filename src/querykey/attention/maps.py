@@ -1,0 +1,37 @@
+"""What is done to queries and keys between projection and kernel: core, then norm, then rotation."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from querykey.attention import rotary
+from querykey.layout import Layout
+
+_EPSILON = 1e-6  # of the RMS norm
+
+
+def apply_core(
+    q: Float[Tensor, "batch groups length qk_dim"], core: Tensor, layout: Layout
+) -> Float[Tensor, "batch heads length qk_dim"]:
+    """q = (xW) C, each query head with its own core over its group's shared projection."""
+    if layout.design.core == "signed":
+        diagonal = torch.cat([core, core], -1) if layout.rotary else core
+        return q * diagonal[:, None, :]
+    cores = layout.core_matrix(core).unflatten(0, (q.shape[1], -1))  # groups, heads per group
+    return torch.einsum("bgnc,grcd->bgrnd", q, cores).flatten(1, 2)
+
+
+def place(
+    tensor: Float[Tensor, "batch heads length qk_dim"], start: int, gain: Tensor | None, layout: Layout
+) -> Float[Tensor, "batch heads length qk_dim"]:
+    """Norm, then rotation to the positions from `start`: what is done to queries and to keys alike."""
+    if layout.design.qknorm:
+        tensor = F.rms_norm(tensor, tensor.shape[-1:], gain, _EPSILON)
+    if layout.design.similarity == "cosine":
+        tensor = F.normalize(tensor, dim=-1)
+    if layout.rotary:
+        tensor = rotary.place(tensor, start)
+    return tensor

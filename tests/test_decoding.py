@@ -1,0 +1,333 @@
+"""Decoding: caches of bounded size, rows of different lengths in one batch, keys made on reading, kept rotations."""
+
+import itertools
+
+import pytest
+import torch
+
+from querykey import PARTITIONS, DesignError, KVCache, SelfAttention
+from querykey.attention import decoding, generation, rotary
+
+DIM, HEADS = 24, 4
+PADDING = (0, 5, 3)
+OPTIONS = ("", "+selfmask", "+cosine", "+qknorm", "+l2", "+core=full+kv_heads=2", "+core=signed", "+kv_heads=2")
+
+
+def normal(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def stepwise(layer, x, sizes, cache, **options):
+    return [layer(part, cache=cache, **options) for part in x.split(sizes, 1)]
+
+
+def layers(**chosen):
+    """Every partition with every option that it can have, with and without rotation and windows."""
+    for design, option, is_rotary, window in itertools.product(PARTITIONS, OPTIONS, (False, True), (None, 2, 4)):
+        try:
+            layer = SelfAttention(DIM, HEADS, design + option, causal=True, rotary=is_rotary, window=window, **chosen)
+        except DesignError:
+            continue
+        yield layer.double()
+
+
+# Different lengths in one batch
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("sizes", [(6, 1, 1, 1), (1, 1, 4, 3), (9,)])
+@pytest.mark.parametrize("tracked", [False, True])
+def test_a_row_gives_what_it_gives_alone(sizes, tracked):
+    x, counted = normal(3, 9, DIM), 0
+    for layer in layers():
+        with torch.set_grad_enabled(tracked):
+            cache = KVCache(padding=torch.tensor(PADDING), keep_rotated=counted % 2 == 0)
+            together = torch.cat(stepwise(layer, x, sizes, cache), 1)
+            for row, padding in enumerate(PADDING):
+                alone = layer(x[row : row + 1, padding:])
+                torch.testing.assert_close(
+                    together[row : row + 1, padding:], alone, rtol=0, atol=1e-10, msg=lambda m, one=layer: f"{one}: {m}"
+                )
+        assert len(cache) == 9
+        counted += 1
+    assert counted > 150
+
+
+def test_gradients_of_a_padded_batch_are_those_of_its_rows():
+    layer, x = (
+        SelfAttention(DIM, HEADS, "q=k,v+selfmask", causal=True, rotary=True, window=4).double(),
+        normal(3, 9, DIM),
+    )
+    out = torch.cat(stepwise(layer, x, (6, 1, 2), KVCache(padding=torch.tensor(PADDING))), 1)
+    real = torch.arange(9) >= torch.tensor(PADDING)[:, None]
+    together = torch.autograd.grad(out[real].square().sum(), list(layer.parameters()))
+    alone = [
+        torch.autograd.grad(layer(x[row : row + 1, padding:]).square().sum(), list(layer.parameters()))
+        for row, padding in enumerate(PADDING)
+    ]
+    for whole, *parts in zip(together, *alone, strict=True):
+        torch.testing.assert_close(whole, torch.stack(parts).sum(0))
+
+
+@pytest.mark.parametrize("window", [None, 4])
+def test_what_was_read_for_a_gradient_is_not_overwritten_by_later_steps(window):
+    layer = SelfAttention(DIM, HEADS, causal=True, window=window).double().requires_grad_(False)
+    first, *others = normal(2, 9, DIM).split((2, 1, 1, 5), 1)  # of which the first alone wants a gradient
+    first.requires_grad_()
+    cache = KVCache()
+    ways = torch.cat([layer(part, cache=cache) for part in (first, *others)], 1), layer(torch.cat([first, *others], 1))
+    torch.testing.assert_close(*(torch.autograd.grad(out.square().sum(), first)[0] for out in ways))
+
+
+@pytest.mark.parametrize("kind", [torch.bool, torch.float64])
+def test_padding_and_a_mask_of_the_users_both_hide(kind):
+    layer, x = SelfAttention(DIM, HEADS, "q,k=v", causal=True, rotary=True, window=4).double(), normal(3, 9, DIM)
+    mask = torch.ones(9, dtype=torch.bool)
+    mask[4] = False
+    if kind != torch.bool:
+        mask = torch.zeros(9, dtype=kind).masked_fill(~mask, -torch.inf)
+    cache = KVCache(padding=torch.tensor(PADDING))
+    with torch.no_grad():
+        layer(x[:, :6], mask[:6], cache=cache)
+        for end in (7, 8, 9):
+            got, weights = layer(x[:, end - 1 : end], mask[:end], cache=cache, return_weights=True)
+            for row, padding in enumerate(PADDING):
+                alone, own = layer(x[row : row + 1, padding:end], mask[padding:end], return_weights=True)
+                torch.testing.assert_close(got[row], alone[0, -1:])
+                torch.testing.assert_close(weights[row, :, -1, padding:], own[0, :, -1])
+                assert not weights[row, :, -1, :padding].any()
+
+
+def test_there_is_no_mask_where_no_row_has_padding_or_the_window_has_left_it_behind():
+    device = torch.device("cpu")
+    for padding in (None, torch.tensor([0, 0])):
+        assert KVCache(padding=padding).hidden(None, 0, 7, device) is None
+    cache = KVCache(padding=torch.tensor([2, 3]))
+    assert cache.hidden(None, 2, 5, device).squeeze().tolist() == [[True] * 3, [False, True, True]]
+    assert cache.hidden(None, 3, 5, device) is None
+
+
+# What is kept
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_window_bounds_the_room_and_changes_no_number():
+    x = normal(2, 400, DIM)
+    for design, is_rotary in itertools.product(("q,k,v", "q,k=v"), (False, True)):
+        layer = SelfAttention(DIM, HEADS, design, causal=True, rotary=is_rotary, window=40).double()
+        cache, limited, rooms = KVCache(), KVCache(limit=40), set()
+        with torch.no_grad():
+            expected = layer(x)
+            for position in range(400):
+                step = x[:, position : position + 1]
+                torch.testing.assert_close(layer(step, cache=cache), expected[:, position : position + 1])
+                torch.testing.assert_close(layer(step, cache=limited), expected[:, position : position + 1])
+                rooms |= {room.shape[2] for room in cache._room.values()}
+        assert rooms == {64, 78}  # the first, and twice the 39 that a next position sees
+        assert len(cache) == len(limited) == 400
+        names = 1 if design == "q,k=v" else 2
+        assert cache.nbytes <= 78 * names * 2 * DIM * 8
+        assert limited.nbytes <= 40 * names * 2 * DIM * 8
+
+
+def test_a_long_prompt_is_kept_as_far_as_the_window_reaches():
+    layer, cache = SelfAttention(DIM, HEADS, causal=True, window=5).double(), KVCache(limit=4)
+    with torch.no_grad():
+        layer(normal(2, 300, DIM), cache=cache)
+        assert {room.untyped_storage().nbytes() for room in cache._room.values()} == {2 * 4 * DIM * 8}
+        assert cache.nbytes == 2 * 2 * 4 * DIM * 8
+        assert len(cache) == 300
+        layer(normal(2, 5, DIM), cache=cache)
+        with pytest.raises(ValueError, match="holds 4 of at most 4 positions; 5 would be too many"):
+            layer(normal(2, 1, DIM), cache=cache)
+
+
+@pytest.mark.parametrize("is_rotary", [False, True])
+def test_one_tensor_takes_half_the_bytes_and_rotated_keys_may_be_kept_beside_it(is_rotary):
+    x, found = normal(2, 11, DIM), {}
+    for design, keep in itertools.product(("q,k,v", "q,k=v"), (False, True)):
+        layer = SelfAttention(DIM, HEADS, design, causal=True, rotary=is_rotary).double()
+        cache = KVCache(keep_rotated=keep)
+        with torch.no_grad():
+            torch.testing.assert_close(torch.cat(stepwise(layer, x, (5, 1, 1, 4), cache), 1), layer(x))
+        found[design, keep] = cache.nbytes
+    two = 2 * 2 * 11 * DIM * 8
+    assert found == {
+        ("q,k,v", False): two,
+        ("q,k,v", True): two,
+        ("q,k=v", False): two // 2,
+        ("q,k=v", True): two if is_rotary else two // 2,  # without rotation keys are values
+    }
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("most", [1, 3 * 9 * 6 * 8, 5 * 9 * 6 * 8])
+def test_keys_made_in_parts_are_those_made_at_once(monkeypatch, most):
+    x, mask = normal(3, 9, DIM), normal(3, HEADS, 1, 9, seed=1) > -0.5
+    for layer in layers():
+        with torch.no_grad():
+            whole = stepwise(layer, x, (6, 3), KVCache(padding=torch.tensor(PADDING)))
+            masked = stepwise(layer, x, (9,), KVCache(), mask=mask)
+            monkeypatch.setattr(decoding, "MOST_BYTES", 0)
+            monkeypatch.setattr(decoding, "PART_BYTES", most)
+            torch.testing.assert_close(stepwise(layer, x, (6, 3), KVCache(padding=torch.tensor(PADDING))), whole)
+            torch.testing.assert_close(stepwise(layer, x, (9,), KVCache(), mask=mask), masked)
+            monkeypatch.undo()
+
+
+def test_one_query_goes_by_its_products_where_the_kernel_would_copy_what_is_cached():
+    def backend(design, new=1, dtype=torch.float32, **options):
+        layer, cache = SelfAttention(DIM, HEADS, design, causal=True, **options).to(dtype), KVCache()
+        with torch.no_grad():
+            layer(torch.zeros(2, 7, DIM, dtype=dtype), cache=cache)
+        return layer.backend(torch.zeros(2, new, DIM, dtype=dtype), cache=cache)
+
+    for design in ("q,k,v+kv_heads=2", "q,k,v+qk_dim=3", "q,k,v+l2", "q,k=v+kv_heads=1"):
+        assert backend(design) == backend(design, window=4) == "products"
+        assert backend(design, new=2) == backend(design, dtype=torch.bfloat16) == "flash"
+        assert backend(design, dropout=0.1) == "math"
+    assert backend("q,k,v") == backend("q,k=v") == "flash"
+
+
+def test_parts_have_at_most_the_bytes_that_they_may(monkeypatch):
+    q, v, seen = normal(3, 6, 1, 5), normal(3, 3, 11, 5, seed=1), []
+    monkeypatch.setattr(decoding, "PART_BYTES", 2 * 11 * 5 * 8)
+    monkeypatch.setattr(decoding, "MOST_BYTES", v.numel() * 8 - 1)
+
+    def attend(some_q, some_v, mask):
+        seen.append(some_v.numel() * 8)
+        return torch.nn.functional.scaled_dot_product_attention(some_q, some_v, some_v, enable_gqa=True)
+
+    out = decoding.attend_in_parts(attend, q, v, None)
+    torch.testing.assert_close(out, torch.nn.functional.scaled_dot_product_attention(q, v, v, enable_gqa=True))
+    assert seen == [2 * 11 * 5 * 8] * 4 + [11 * 5 * 8]
+    monkeypatch.setattr(decoding, "PART_BYTES", 1)
+    torch.testing.assert_close(decoding.attend_in_parts(attend, q, v, None), out)
+    assert seen[5:] == [11 * 5 * 8] * 9  # no less than a head
+    monkeypatch.setattr(decoding, "MOST_BYTES", v.numel() * 8)
+    torch.testing.assert_close(decoding.attend_in_parts(attend, q, v, None), out)
+    assert seen[14:] == [v.numel() * 8]
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"padding": torch.zeros(2, 3, dtype=torch.long)}, "one number of positions, from 0, for each row"),
+        ({"padding": torch.tensor([0.0, 1.0])}, r"not \[0.0, 1.0\] \(torch.float32\)"),
+        ({"padding": torch.tensor([True, False])}, "torch.bool"),
+        ({"padding": torch.tensor([0, -1])}, r"not \[0, -1\]"),
+        ({"limit": 0}, "must be positive"),
+    ],
+)
+def test_caches_that_cannot_be_are_refused(arguments, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        KVCache(**arguments)
+
+
+def test_a_cache_is_for_one_batch_and_one_window():
+    layer, x = SelfAttention(DIM, HEADS, causal=True, window=3).double(), normal(2, 70, DIM)
+    wider = SelfAttention(DIM, HEADS, causal=True, window=30).double()
+    with torch.no_grad():
+        with pytest.raises(ValueError, match="knows the padding of 3 rows, but the batch has 2"):
+            layer(x, cache=KVCache(padding=torch.tensor(PADDING)))
+        cache = KVCache()
+        layer(x, cache=cache)
+        with pytest.raises(ValueError, match="has dropped positions before 68, but those from 41 can be seen"):
+            wider(x[:, :1], cache=cache)
+
+
+# Rotations
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("start", [0, 1, 63, 64, 1000, rotary._MOST - 2])
+def test_places_are_those_of_complex_rotation(dtype, start):
+    x = normal(2, 3, 5, 6).to(dtype)
+    theta = 10000.0 ** (-torch.arange(3).double() / 3)
+    turning = torch.polar(torch.ones(5, 3).double(), torch.outer(torch.arange(start, start + 5).double(), theta))
+    z = torch.complex(x[..., :3].double(), x[..., 3:].double()) * turning
+    expected = torch.cat([z.real, z.imag], -1)
+    torch.testing.assert_close(rotary.place(x, start).double(), expected, rtol=0, atol=20 * torch.finfo(dtype).eps)
+    torch.testing.assert_close(rotary.rotate(x, rotary.angles(start, 5, 6)), rotary.place(x, start))
+    assert rotary.place(x, start).dtype == dtype
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # which torch itself uses in forward mode
+def test_rotation_has_gradients_of_every_kind():
+    x = normal(2, 5, 6).requires_grad_()
+    turn = lambda y: rotary.place(y, 3)  # noqa: E731
+    assert torch.autograd.gradcheck(turn, x, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(turn, x)
+    tangent = normal(2, 5, 6, seed=1)
+    with torch.autograd.forward_ad.dual_level():
+        dual = turn(torch.autograd.forward_ad.make_dual(x, tangent))
+        torch.testing.assert_close(torch.autograd.forward_ad.unpack_dual(dual).tangent, turn(tangent))
+    batched = torch.func.vmap(torch.func.grad(lambda y: turn(y).pow(3).sum()))(x.detach())
+    torch.testing.assert_close(batched, torch.autograd.grad(turn(x).pow(3).sum(), x)[0])
+
+
+def test_what_is_kept_of_rotations_grows_and_serves_training_after_inference():
+    rotary._tables.clear()
+    x = torch.ones(1, 1, 8, requires_grad=True)
+    with torch.inference_mode():
+        rotary.place(x, 0)
+    (table,) = rotary._tables.values()
+    rotary.place(x, 63).sum().backward()
+    assert next(iter(rotary._tables.values())) is table
+    rotary.place(x, 64)
+    assert next(iter(rotary._tables.values()))[0].shape == (128, 8)
+    rotary.place(x, rotary._MOST)  # worked out, and not kept
+    assert next(iter(rotary._tables.values()))[0].shape == (128, 8)
+    layer = torch.nn.Linear(8, 8)
+    rotary.place(layer(x), 64).sum().backward()
+    assert layer.weight.grad.isfinite().all()
+
+
+def test_fake_tensors_are_not_kept():
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    rotary._tables.clear()
+    with FakeTensorMode() as mode:
+        layer = SelfAttention(DIM, HEADS, causal=True, rotary=True)
+        assert layer(torch.zeros(2, 5, DIM)).shape == (2, 5, DIM)
+    assert not rotary._tables
+    rotary.place(torch.ones(2, 5, 6), 0)
+    with mode:  # and what is kept is not mixed with them
+        assert layer(torch.zeros(2, 5, DIM)).shape == (2, 5, DIM)
+
+
+# Generation
+
+
+def test_written_symbols_follow_the_scores():
+    """Scores that only allow the successor of the last symbol, and those that follow probabilities."""
+
+    def successor(symbols):
+        scores = torch.full((len(symbols), 7), -torch.inf)
+        return scores.scatter(1, (symbols[:, -1:] + 1) % 7, 0.0)
+
+    prompts = torch.tensor([[1, 2], [5, 6]])
+    for temperature in (0, 0.5, 1.0):
+        out = generation.written(successor, prompts, 4, temperature=temperature)
+        assert out.tolist() == [[3, 4, 5, 6], [0, 1, 2, 3]]
+    assert generation.written(successor, prompts, 9, stop=3).tolist() == [[3, 3, 3, 3], [0, 1, 2, 3]]
+    assert generation.written(successor, prompts, 0).shape == (2, 0)
+    scores = torch.tensor([0.0, 1.0, 2.0])
+    for temperature in (0.5, 2.0):
+        out = generation.written(
+            lambda symbols: scores.expand(len(symbols), 3),
+            torch.zeros(1, 1, dtype=torch.long).expand(20000, 1),
+            1,
+            temperature=temperature,
+            generator=torch.Generator().manual_seed(0),
+        )
+        shares = torch.bincount(out.flatten(), minlength=3) / 20000
+        torch.testing.assert_close(shares, (scores / temperature).softmax(0), rtol=0, atol=0.01)
+
+
+def test_prompts_end_together():
+    symbols, padding = generation.left_padded([torch.tensor([4, 5, 6]), torch.tensor([7])])
+    assert symbols[:, -1].tolist() == [6, 7]
+    assert padding.tolist() == [0, 2]
+    assert generation.left_padded([torch.tensor([4, 5]), torch.tensor([7, 8])])[1] is None
