@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend
 
 from querykey.attention import blocked, masks, reference
+from querykey.attention.tracing import wants_plain
 
 # Lengths at which blocks of rows win on a CPU: benchmarks/blocked.py
 BLOCKED_TRAINING = range(256, 2049)
@@ -166,8 +167,8 @@ def _by_blocks(q: Tensor, k: Tensor, v: Tensor, window: int | None = None) -> bo
     able = q.device.type == "cpu" and q.dtype in (torch.float32, torch.float64) and q.shape[-2] > 1
     if _force_blocks is not None or not able:
         return able and bool(_force_blocks)
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-        return False  # who compiles or transforms wants PyTorch's own operations
+    if wants_plain(q):
+        return False
     training = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
     if window is not None:
         wins = q.shape[-2] >= BLOCKED_WINDOW

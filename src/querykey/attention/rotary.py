@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
+
+from querykey.attention.tracing import wants_plain
 
 BASE = 10_000.0
 
@@ -38,7 +40,7 @@ def place(x: Float[Tensor, "... length size"], start: int) -> Float[Tensor, "...
 
 
 def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    if _plain(x):
+    if wants_plain(x):
         (first, second), (cos, _) = x.chunk(2, -1), cos.chunk(2, -1)
         return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
     if torch.is_grad_enabled() and x.requires_grad:
@@ -60,10 +62,6 @@ class _Turn(torch.autograd.Function):
         cos, sin, sign = ctx.table
         return _Turn.apply(gradient, cos, sin, -sign), None, None, None
 
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:
-        return _turn(tangent, *ctx.table)
-
 
 def _turn(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
     """By the angle or, with sign −1, back: all times cos, then onto each half the other times sin, in place."""
@@ -78,7 +76,7 @@ def _turn(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
 def _table(x: Tensor, start: int, end: int) -> tuple[Tensor, Tensor]:
     """(end − start, size) cosines and (end − start, size/2) sines, for the size, dtype and device of `x`."""
     size = x.shape[-1]
-    if _plain(x) or end > _MOST:
+    if wants_plain(x) or end > _MOST:
         return _cos_sin(angles(start, end - start, size, device=x.device), x)
     key = size, x.dtype, x.device
     kept = _tables.get(key)
@@ -92,10 +90,3 @@ def _table(x: Tensor, start: int, end: int) -> tuple[Tensor, Tensor]:
 def _cos_sin(angle: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     cos, sin = (part.to(device=x.device, dtype=x.dtype) for part in (angle.cos(), angle.sin()))
     return torch.cat([cos, cos], -1), sin
-
-
-def _plain(x: Tensor) -> bool:
-    """Whether who compiles, transforms or fakes wants PyTorch's own operations, and nothing kept from before."""
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-        return True
-    return type(x) not in (Tensor, nn.Parameter)

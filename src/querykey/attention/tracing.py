@@ -1,0 +1,14 @@
+"""When what is written by hand for speed must stand back."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+
+def wants_plain(x: Tensor) -> bool:
+    """Whether whoever compiles, transforms, fakes or differentiates forwards needs PyTorch's own operations."""
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return True
+    return type(x) not in (Tensor, nn.Parameter) or forward_ad._current_level >= 0
