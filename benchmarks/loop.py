@@ -1,6 +1,6 @@
 """Cells per minute of `querykey compare` against the loop that one would write: one model after the other.
 
-    python benchmarks/loop.py [--rounds 5] [--seeds 2]
+    python benchmarks/loop.py [--rounds 5] [--seeds 2] [--tasks cycle shift]
 
 The loop trains `nn.TransformerEncoder` models of the sizes of the plan `why`, with PyTorch's defaults: all threads,
 AdamW, examples drawn at each step; the same number of steps, examples and evaluations. Its layer cannot have no MLP
@@ -60,24 +60,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--tasks", nargs="+")
     chosen = parser.parse_args()
-    plan = adjust(load_plan("why"), seeds=chosen.seeds)
+    plan = adjust(load_plan("why"), seeds=chosen.seeds, tasks=chosen.tasks)
     tasks = {choice.name: make_task(choice.kind, **dict(choice.options)) for choice in plan.tasks}
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {chosen.rounds} rounds")
     print("cells per minute: loop, compare, and their ratio")
     ratios = []
     for number in range(chosen.rounds):
-        rates = [loop(plan, tasks, number), comparison(plan)]
+        rates = [loop(plan, tasks, number * chosen.seeds, chosen.seeds), comparison(plan)]
         ratios.append(rates[1] / rates[0])
         print(f"{rates[0]:8.1f} {rates[1]:8.1f} {ratios[-1]:8.2f}", flush=True)
     print(f"median ratio {statistics.median(ratios):.2f} [{min(ratios):.2f}, {max(ratios):.2f}]")
 
 
-def loop(plan: Plan, tasks: dict[str, Task], seed: int) -> float:
+def loop(plan: Plan, tasks: dict[str, Task], first: int, seeds: int) -> float:
     began = time.perf_counter()
-    for choice in plan.tasks:
-        train(tasks[choice.name], choice, seed)
-    return 60 * len(plan.tasks) / (time.perf_counter() - began)
+    for seed in range(first, first + seeds):
+        for choice in plan.tasks:
+            train(tasks[choice.name], choice, seed)
+    return 60 * seeds * len(plan.tasks) / (time.perf_counter() - began)
 
 
 def comparison(plan: Plan) -> float:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 # Of values: from how many on they are read in parts, and how large a part is, so that the keys that are made of it are
 # still near when they are read. benchmarks/decoding.py
-MOST_BYTES = 2**23
-PART_BYTES = 2**21
+MOST_BYTES = 2**24
+PART_BYTES = 2**22
 
 
 def attend_in_parts(
