@@ -8,11 +8,11 @@ dim, heads). Where the ratio is below 1 and the length within BLOCKED_TRAINING o
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from options import rounds_of
 
 from querykey import SelfAttention
 from querykey.attention.blocked import blocked_attention, kept_bytes
@@ -23,21 +23,13 @@ SHAPES = ((8, 128, 256, 4), (8, 256, 256, 4), (4, 256, 512, 8), (4, 512, 512, 8)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    chosen = parser.parse_args()
-    torch.set_num_threads(chosen.threads)
-    torch.manual_seed(0)
-    print(f"torch {torch.__version__}, {chosen.threads} threads, {chosen.rounds} rounds\n")
+    rounds = rounds_of(__doc__)
     print("| shape | kernel, forward | kernel, training | layer, forward | layer, training | kept |")
     print("|---|---|---|---|---|---|")
     for shape in SHAPES:
         kernel, kept = _kernel(*shape)
         cells = [
-            _ratio(variants, backward, chosen.rounds)
-            for variants in (kernel, _layer(*shape))
-            for backward in (False, True)
+            _ratio(variants, backward, rounds) for variants in (kernel, _layer(*shape)) for backward in (False, True)
         ]
         print(f"| {', '.join(map(str, shape))} | {' | '.join(cells)} | {kept / 1e6:.0f} MB |", flush=True)
 

@@ -13,12 +13,12 @@ Ratios of times within a round, with the interval that holds the middle half of 
 
 from __future__ import annotations
 
-import argparse
 import functools
 from collections.abc import Callable, Iterator
 from statistics import median
 
 import torch
+from options import rounds_of
 from torch import Tensor
 
 from querykey import KVCache, SelfAttention
@@ -31,18 +31,12 @@ DESIGNS = ("q,k=v", "q=k,v", "q=k=v", "q,k,v+kv_heads=2", "q,k=v+kv_heads=2", "q
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    chosen = parser.parse_args()
-    torch.set_num_threads(chosen.threads)
-    torch.manual_seed(0)
-    print(f"torch {torch.__version__}, {chosen.threads} threads, {chosen.rounds} rounds")
+    rounds = rounds_of(__doc__)
     with torch.no_grad():
         for table in (_designs, _readings, _growth):
-            print()
-            for row in table(chosen.rounds):
+            for row in table(rounds):
                 print("| " + " | ".join(row) + " |", flush=True)
+            print()
 
 
 def _designs(rounds: int) -> Iterator[tuple[str, ...]]:

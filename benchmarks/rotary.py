@@ -9,10 +9,10 @@ worked out at each call as well.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Sequence
 
 import torch
+from options import rounds_of
 from torch import Tensor
 
 from querykey import SelfAttention
@@ -23,19 +23,13 @@ SHAPES = ((8, 1, 512, 8), (32, 64, 128, 4), (8, 128, 256, 4), (4, 512, 512, 8), 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    chosen = parser.parse_args()
-    torch.set_num_threads(chosen.threads)
-    torch.manual_seed(0)
-    print(f"torch {torch.__version__}, {chosen.threads} threads, {chosen.rounds} rounds\n")
+    rounds = rounds_of(__doc__)
     print("| shape | pass | rotation / formula | rotation / formula, anew | q,k,v: with / without | q=k,v |")
     print("|---|---|---|---|---|---|")
     for shape in SHAPES:
         for backward in (False, True):
-            cells = [*_rotations(*shape, backward, chosen.rounds)]
-            cells += [_layers(*shape, design, backward, chosen.rounds) for design in ("q,k,v", "q=k,v")]
+            cells = [*_rotations(*shape, backward, rounds)]
+            cells += [_layers(*shape, design, backward, rounds) for design in ("q,k,v", "q=k,v")]
             words = (", ".join(map(str, shape)), "forward + backward" if backward else "forward")
             print("| " + " | ".join((*words, *cells)) + " |", flush=True)
 

@@ -8,9 +8,8 @@ blocks / mask is below 1 from some length on, at every window, that length is BL
 
 from __future__ import annotations
 
-import argparse
-
 import torch
+from options import rounds_of
 from torch import Tensor
 
 from querykey import SelfAttention
@@ -21,20 +20,14 @@ SHAPES = ((16, 64, 256, 4), (8, 128, 256, 4), (4, 256, 512, 8), (4, 512, 512, 8)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    chosen = parser.parse_args()
-    torch.set_num_threads(chosen.threads)
-    torch.manual_seed(0)
-    print(f"torch {torch.__version__}, {chosen.threads} threads, {chosen.rounds} rounds\n")
+    rounds = rounds_of(__doc__)
     print("| shape | window | pass | blocks / mask | blocks / whole past |")
     print("|---|---|---|---|---|")
     for shape in SHAPES:
         for window in (16, 64, 256):
             if window < shape[1]:
                 for backward in (False, True):
-                    print(_row(*shape, window, backward, chosen.rounds), flush=True)
+                    print(_row(*shape, window, backward, rounds), flush=True)
 
 
 def _row(batch: int, length: int, dim: int, heads: int, window: int, backward: bool, rounds: int) -> str:

@@ -9,7 +9,8 @@ import torch
 from querykey import KVCache, SelfAttention, attend, attention_weights
 from querykey.attention import blocked, kernels
 from querykey.attention.kernels import forcing_blocks
-from test_layer import CASES, make, oracle
+from test_blocked import check_by_blocks
+from test_layer import CASES
 
 
 def normal(*shape, seed=0):
@@ -34,21 +35,7 @@ def test_every_design_with_a_window_by_blocks_equals_the_formula(monkeypatch, ro
     monkeypatch.setattr(blocked, "ROWS", rows)  # of 7 positions, each of which sees 3
     cases = [case for case in CASES if case[2] == "window causal"]
     assert len(cases) > 100
-    for design, head_dim, setting in cases[rows % 3 :: 3]:
-        layer, x, _, generator = make(design, head_dim, setting)
-        expected = oracle(layer, x)
-        direction = torch.randn(expected.shape, generator=generator, dtype=torch.float64)
-        leaves = [x, *layer.parameters()]
-        wanted = torch.autograd.grad((expected * direction).sum(), leaves, allow_unused=True)
-        with forcing_blocks(True):
-            assert layer.backend(x) == "blocked"
-            got = layer(x)
-        torch.testing.assert_close(got, expected, rtol=0, atol=1e-10, msg=lambda m, d=design: f"{d}: {m}")
-        gradients = torch.autograd.grad((got * direction).sum(), leaves, allow_unused=True)
-        for gradient, reference in zip(gradients, wanted, strict=True):
-            assert (gradient is None) == (reference is None)
-            if gradient is not None:
-                torch.testing.assert_close(gradient, reference, rtol=0, atol=1e-8)
+    check_by_blocks(cases[rows % 3 :: 3])
 
 
 @pytest.mark.parametrize("window", [1, 2, 5, 11, 12, 100])
