@@ -107,6 +107,13 @@ def test_prompts_may_be_tensors_and_draws_come_from_the_generator():
     assert not draws[0].requires_grad
 
 
+def test_prompts_may_be_bytes():
+    model = Transformer(256, 256, 32, causal=True, **SIZES)
+    texts = [b"def ", b"class A"]
+    written = model.generate(texts, 5, temperature=0)
+    assert torch.equal(written, model.generate([list(text) for text in texts], 5, temperature=0))
+
+
 def test_a_row_ends_at_its_stop():
     model = Transformer(13, 13, 32, causal=True, **SIZES)
     free = model.generate(PROMPTS, 20, temperature=0).tolist()

@@ -214,7 +214,7 @@ class Transformer(nn.Module):
             )
         if steps < 0 or temperature < 0:
             raise ValueError(f"steps and temperature must not be negative, but are {steps} and {temperature}")
-        rows = [torch.as_tensor(prompt, device="cpu") for prompt in prompts]
+        rows = [prompt.cpu() if isinstance(prompt, Tensor) else torch.tensor(list(prompt)) for prompt in prompts]
         if not rows or any(row.ndim != 1 or not len(row) or row.is_floating_point() for row in rows):
             came = ", ".join(f"{tuple(row.shape)} of {row.dtype}" for row in rows) or "none"
             raise ValueError(f"each prompt must be a sequence of at least one symbol, but the shapes are {came}")
