@@ -52,6 +52,9 @@ def fake_times(monkeypatch):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
+        (["--window", "4"], "a window is of causal attention; give --causal too"),
+        (["--window", "4", "--causal", "--against", "mha"], "leave --against or --window out"),
+        (["--window", "0", "--causal"], "window must be at least 1, not 0"),
         (["--shapes", "32,64,128"], "a shape is four positive whole numbers, batch,length,dim,heads"),
         (["--shapes", "32,64,0,4"], "such as 32,64,128,4, not '32,64,0,4'"),
         (

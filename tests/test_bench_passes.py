@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -59,6 +60,60 @@ def test_a_causal_mask_leaves_half_of_the_pairs():
     whole, causal = (theory.flops(layout, causal=causal, **sizes) for causal in (False, True))
     hidden = 7 * 6 // 2  # pairs above the diagonal
     assert whole - causal == 3 * hidden * 2 * 4 * (5 + 5)
+
+
+@pytest.mark.parametrize("window", [1, 3, 6, 7, 8, None])
+def test_a_window_leaves_the_pairs_within_it(window):
+    layout = Design().resolve(20, 4)
+    sizes = {"shape": SHAPE, "cached": CACHED, "causal": True}
+    pair = SHAPE.batch * 2 * 4 * (5 + 5)
+    seen = [[i - (window or 99) < j <= i for j in range(SHAPE.length)] for i in range(SHAPE.length)]
+    fewer = (theory.flops(layout, what="prefill", window=size, **sizes) for size in (window, 1))
+    assert next(fewer) - next(fewer) == pair * (sum(map(sum, seen)) - SHAPE.length)
+    last = min(CACHED + 1, window or 99)
+    fewer = (theory.flops(layout, what="decoding", window=size, **sizes) for size in (window, 1))
+    assert next(fewer) - next(fewer) == pair * (last - 1)
+    read = (theory.step_bytes(layout, SHAPE, torch.float32, cached=CACHED, window=size) for size in (window, 1))
+    assert next(read) - next(read) == SHAPE.batch * (last - 1) * 2 * 20 * 4
+
+
+@pytest.mark.parametrize("what", PASSES)
+@pytest.mark.parametrize("window", [2, 4, 50])
+def test_passes_with_a_window_are_those_of_the_layer(window, what):
+    layer = SelfAttention(24, 4, causal=True, window=window)
+    one = case(what, SHAPE._replace(dim=24))._replace(causal=True, window=window)
+    x = one.input()
+    made = passes.of_layer(layer, x, one)
+    if what == "training":
+        wanted = torch.autograd.grad(layer(x), (x, *layer.parameters()), torch.ones_like(x))
+        assert [gradient.shape for gradient in made.run()] == [gradient.shape for gradient in wanted]
+        return
+    with torch.no_grad():
+        if what == "decoding":
+            cache = KVCache()
+            layer(x.expand(-1, CACHED, -1), cache=cache)
+            torch.testing.assert_close(made.run(), layer(x, cache=cache))
+            assert made.cache_bytes == layer.layout.cache_bytes()
+        else:
+            torch.testing.assert_close(made.run(), layer(x))
+
+
+def test_the_floor_of_a_window_sees_no_more(monkeypatch):
+    asked, real = [], F.scaled_dot_product_attention
+
+    def noted(*given, **how):
+        asked.append((given, how))
+        return real(*given, **how)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", noted)
+    layout = Design().resolve(SHAPE.dim, SHAPE.heads)
+    for what, window in (("prefill", 3), ("prefill", 99), ("decoding", 3)):
+        passes.of_floor(layout, case(what)._replace(causal=True, window=window))()
+    (prefill, whole, step) = asked
+    assert prefill[0][3].sum(-1).tolist() == [min(i + 1, 3) for i in range(SHAPE.length)]
+    assert whole[0][3] is None
+    assert whole[1]["is_causal"]
+    assert step[0][1].shape[2] == 3
 
 
 def test_bytes_of_a_decoding_step():

@@ -50,10 +50,14 @@ class KVCache:
         return self._length
 
     @property
+    def held(self) -> int:
+        """Number of positions that are kept: those seen, less what a window has dropped."""
+        return self._length - self._first
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the positions that are held; the room that is made in advance for later ones is not counted."""
-        held = self._length - self._first
-        return sum(room[:, :, :held].numel() * room.element_size() for room in self._room.values())
+        return sum(room[:, :, : self.held].numel() * room.element_size() for room in self._room.values())
 
     def reach(self, new: int, window: int | None) -> int:
         """How many positions the next `new` ones can see, themselves included."""

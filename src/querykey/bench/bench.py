@@ -180,8 +180,10 @@ def _row(timed: _Timed, name: str, layout: Layout, compared: str, *, peer: bool)
         theory=None if peer else _work(layout, case) / _work(timed.first, case),
         backend="" if peer else made[name].backend,
         peak_bytes=peaks[name],
-        flops=theory.flops(layout, case.shape, case.what, cached=case.cached, causal=case.causal),
-        step_bytes=theory.step_bytes(layout, case.shape, case.dtype, cached=case.cached) if decoding else None,
+        flops=theory.flops(layout, case.shape, case.what, cached=case.cached, causal=case.causal, window=case.window),
+        step_bytes=theory.step_bytes(layout, case.shape, case.dtype, cached=case.cached, window=case.window)
+        if decoding
+        else None,
         cache_bytes=None if peer else made[name].cache_bytes,
     )
 
@@ -208,7 +210,13 @@ def _matching(peer: Peer, like: Layout) -> Layout:
 
 def _layer(layout: Layout, case: Case) -> SelfAttention:
     layer = SelfAttention(
-        layout.dim, layout.heads, layout.design, causal=case.causal, bias=layout.bias, rotary=layout.rotary
+        layout.dim,
+        layout.heads,
+        layout.design,
+        causal=case.causal,
+        window=case.window,
+        bias=layout.bias,
+        rotary=layout.rotary,
     )
     return layer.to(case.device, case.dtype)
 
@@ -220,8 +228,8 @@ def _floor_name(layout: Layout) -> str:
 def _work(layout: Layout, case: Case) -> int:
     """What theory counts: bytes of decoding, else FLOPs."""
     if case.what == "decoding":
-        return theory.step_bytes(layout, case.shape, case.dtype, cached=case.cached)
-    return theory.flops(layout, case.shape, case.what, cached=case.cached, causal=case.causal)
+        return theory.step_bytes(layout, case.shape, case.dtype, cached=case.cached, window=case.window)
+    return theory.flops(layout, case.shape, case.what, cached=case.cached, causal=case.causal, window=case.window)
 
 
 def _resolved(setting: Setting, shape: Shape, notes: list[str]) -> list[Layout]:

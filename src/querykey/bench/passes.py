@@ -20,8 +20,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from querykey.attention import masks
 from querykey.attention.cache import KVCache
 from querykey.attention.layer import SelfAttention
+from querykey.bench import theory
 from querykey.bench.setting import Setting, Shape
 from querykey.bench.timing import Run
 from querykey.layout import Layout
@@ -36,12 +38,14 @@ class Case(NamedTuple):
     causal: bool
     device: torch.device
     dtype: torch.dtype
+    window: int | None = None
 
     @classmethod
     def of(cls, setting: Setting, shape: Shape, what: str) -> Case:
         """Of a setting; a decoding step is always causal."""
         causal = setting.causal or what == "decoding"
-        return cls(shape, what, setting.cached, causal, torch.device(setting.device), setting.torch_dtype)
+        device = torch.device(setting.device)
+        return cls(shape, what, setting.cached, causal, device, setting.torch_dtype, setting.window)
 
     @property
     def training(self) -> bool:
@@ -77,7 +81,7 @@ def of_layer(layer: SelfAttention, x: Tensor, case: Case) -> LayerPass:
         backend = layer.backend(x, cache=cache)
     # Each step goes on from a shallow copy, which shares the room and not the length: the cache never grows.
     step = torch.no_grad()(lambda: layer(x, cache=copy.copy(cache)))
-    return LayerPass(step, backend, cache.nbytes // (case.shape.batch * case.cached))
+    return LayerPass(step, backend, cache.nbytes // (case.shape.batch * cache.held))
 
 
 def of_floor(layout: Layout, case: Case) -> Run:
@@ -142,7 +146,7 @@ def _kernel(layout: Layout, case: Case) -> _Part:
     """The stock kernel on as many tensors as the design has: those that roles share are one here too."""
     widest = max(layout.qk_dim, layout.head_dim)  # fused kernels take one size for all
     decoding = case.what == "decoding"
-    queries, keys = (1, case.cached + 1) if decoding else (case.shape.length, case.shape.length)
+    queries, keys = (1, theory.seen(case.cached, case.window)) if decoding else (case.shape.length, case.shape.length)
     reads = {role: (name, layout.head_shape(role)[0]) for role, name in layout.reads.items()}
     if layout.design.core is not None or decoding:
         reads["q"] = ("q", layout.heads)
@@ -151,11 +155,13 @@ def _kernel(layout: Layout, case: Case) -> _Part:
         for name, heads in reads.values()
     }
     places = [list(tensors).index(reads[role]) for role in "qkv"]
-    grouped, causal = layout.heads != layout.kv_heads, case.causal and not decoding
+    grouped, causal, mask = layout.heads != layout.kv_heads, case.causal and not decoding, None
+    if causal and case.window is not None and case.window < keys:  # the stock kernels have no window but a mask
+        mask, causal = masks.combine(None, keys, keys, causal=True, window=case.window, device=case.device), False
 
     def kernel(*given: Tensor) -> Tensor:
         q, k, v = (given[place] for place in places)
-        return F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=grouped)
+        return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, enable_gqa=grouped)
 
     return kernel, list(tensors.values())
 

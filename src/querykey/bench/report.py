@@ -34,6 +34,7 @@ def records(result: Bench) -> list[dict[str, Any]]:
         "threads": result.threads,
         "dtype": setting.dtype,
         "causal": setting.causal,
+        "window": setting.window,
         "rotary": setting.rotary,
         "rounds": setting.rounds,
     }
@@ -86,9 +87,10 @@ def write(result: Bench, folder: str | os.PathLike[str]) -> list[Path]:
 
 
 def stem(result: Bench) -> str:
-    """What its files are called: the machine, and ``causal``, ``rotary`` and the dtype where they are not as usual."""
+    """What its files are called: the machine, and causal, window, rotary and dtype where they are not as usual."""
     setting = result.setting
-    words = [result.machine, "causal" * setting.causal, "rotary" * setting.rotary]
+    words = [result.machine, "causal" * setting.causal, f"window-{setting.window}" * (setting.window is not None)]
+    words += ["rotary" * setting.rotary]
     words += [setting.dtype] * (setting.dtype != Setting.dtype)
     return "-".join(filter(None, words))
 
@@ -103,8 +105,9 @@ def title(row: Row, setting: Setting) -> str:
     """Of its table."""
     batch, length, dim, heads = row.shape
     if row.what == "decoding":
-        return f"decoding: batch {batch}, {setting.cached:,} positions cached, dim {dim}, {heads} heads"
-    causal = ", causal" if setting.causal else ""
+        seen = f", of which {setting.window:,} are seen" if setting.window is not None else ""
+        return f"decoding: batch {batch}, {setting.cached:,} positions cached{seen}, dim {dim}, {heads} heads"
+    causal = ", causal" * setting.causal + f", window {setting.window}" * (setting.window is not None)
     return f"{row.what}: batch {batch}, length {length}, dim {dim}, {heads} heads{causal}"
 
 

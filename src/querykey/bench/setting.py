@@ -58,6 +58,7 @@ class Setting:
         designs: each is timed at each shape.
         passes: some of `PASSES`.
         causal: a position sees itself and what came before.
+        window: of these the last so many; None for all.
         rotary: queries and keys are rotated by position.
         dtype: one of `DTYPES`.
         device: ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
@@ -74,6 +75,7 @@ class Setting:
     designs: tuple[Design, ...] = tuple(map(Design.parse, PARTITIONS))
     passes: tuple[str, ...] = PASSES
     causal: bool = False
+    window: int | None = None
     rotary: bool = False
     dtype: str = "float32"
     device: str = "cpu"
@@ -90,10 +92,14 @@ class Setting:
         _check_known("pass", self.passes, PASSES)
         _check_known("peer", self.against, PEERS)
         _check_known("dtype", (self.dtype,), DTYPES)
-        for name, least in {"rounds": LEAST_ROUNDS, "cached": 2, "threads": 1}.items():
+        for name, least in {"rounds": LEAST_ROUNDS, "cached": 2, "threads": 1, "window": 1}.items():
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name} must be at least {least}, not {value}")
+        if self.window is not None and not self.causal:
+            raise ValueError("a window is of causal attention; give --causal too")
+        if self.window is not None and self.against:
+            raise ValueError("the layers of other libraries have no window here; leave --against or --window out")
         _check_device(self.device)
 
     @property

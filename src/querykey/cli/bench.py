@@ -32,6 +32,7 @@ def add_to(commands: Any) -> None:
         "--against", nargs="+", metavar="PEER", help="other libraries' layers too: mha, x-transformers, hf"
     )
     parser.add_argument("--causal", action="store_true", help="a position sees itself and what came before")
+    parser.add_argument("--window", type=int, metavar="N", help="with --causal: of these the last N, itself included")
     parser.add_argument("--rotary", action="store_true", help="queries and keys are rotated by position")
     parser.add_argument("--cached", type=int, metavar="N", help="positions that a decoding step reads (default: 4096)")
     parser.add_argument("--dtype", metavar="NAME", help="float32 (default), bfloat16, float16 or float64")
