@@ -52,6 +52,7 @@ def fake_times(monkeypatch):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
+        (["--threads", "100000000"], "threads must be at most"),
         (["--window", "4"], "a window is of causal attention; give --causal too"),
         (["--window", "4", "--causal", "--against", "mha"], "leave --against or --window out"),
         (["--window", "0", "--causal"], "window must be at least 1, not 0"),
@@ -137,6 +138,38 @@ def test_a_peer_that_is_not_installed_is_left_out(capsys, monkeypatch):
     assert "x-transformers is not installed and left out: pip install x-transformers\n" in captured.err
     assert "mha" in captured.out
     assert "x-transformers" not in captured.out
+
+
+@pytest.mark.usefixtures("fake_times")
+def test_a_peer_that_cannot_be_at_a_shape_is_left_out_there():
+    pytest.importorskip("transformers")
+    shapes = (SHAPE, SHAPE._replace(dim=18))  # heads of 7 and of 9: Llama turns pairs
+    found = timed.bench(Setting(shapes=(SHAPE._replace(dim=16), *shapes), designs=designs("q,k,v"), against=("hf",)))
+    told = [note for note in found.notes if note.startswith("hf-llama is left out at shape")]
+    assert [f" {shape}: " in note for shape, note in zip(shapes, told, strict=True)] == [True, True]
+    assert {row.shape for row in found.rows if row.name == "hf-llama"} == {SHAPE._replace(dim=16)}
+    assert {row.shape for row in found.rows if row.name == "hf-gpt2"} == {SHAPE._replace(dim=16), *shapes}
+
+
+def test_a_peer_without_a_cache_is_said_to_be_left_out(fake_times):
+    found = timed.bench(Setting(shapes=(SHAPE,), designs=designs("q,k,v"), against=("mha",)))
+    assert found.notes == ("mha is left out of decoding: it has no cache",)
+
+
+def test_a_long_name_takes_no_column_away(fake_times):
+    found = timed.bench(
+        Setting(shapes=(SHAPE,), designs=designs("q,k,v+kv_heads=1+selfmask+qknorm", "q,k,v"), passes=("prefill",))
+    )
+    console = Console(width=80, file=io.StringIO())
+    console.print(terminal.Tables(found))
+    assert "÷ first" in console.file.getvalue()
+    assert "GFLOP/s" in console.file.getvalue()
+
+
+def test_out_must_be_a_folder(capsys, tmp_path):
+    (tmp_path / "file").touch()
+    assert main(["bench", *TINY, "--out", str(tmp_path / "file")]) == 2
+    assert "--out must be a folder, but" in capsys.readouterr().err
 
 
 def test_the_command_of_a_setting_asks_for_it_again(monkeypatch):
@@ -351,7 +384,7 @@ def test_markdown_says_where_it_comes_from(result):
 
 def test_a_layer_below_its_floor_is_explained(result):
     rows = tuple(dataclasses.replace(row, backend="blocked") for row in result.rows)
-    said = "A layer can be below it where its kernel is blocked, ours, which beats the stock one."
+    said = "A layer can be below it where its kernel is blocked, ours, which can beat the stock one."
     assert said in report.legend(dataclasses.replace(result, rows=rows))["÷ floor"]
     assert "below it" not in report.legend(result)["÷ floor"]
 

@@ -157,7 +157,7 @@ def test_steps_write_into_room_that_is_there():
 def found_peers(word, shape, causal):
     package = peers.PACKAGES[word].replace("-", "_")
     pytest.importorskip(package)
-    return peers.peers(word, shape, causal)
+    return [peers.PEERS[name](shape, causal) for name in peers.NAMES[word]]
 
 
 @pytest.mark.parametrize("causal", [False, True])

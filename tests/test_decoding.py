@@ -138,8 +138,30 @@ def test_a_long_prompt_is_kept_as_far_as_the_window_reaches():
         assert cache.nbytes == 2 * 2 * 4 * DIM * 8
         assert len(cache) == 300
         layer(normal(2, 5, DIM), cache=cache)
-        with pytest.raises(ValueError, match="holds 4 of at most 4 positions; 5 would be too many"):
-            layer(normal(2, 1, DIM), cache=cache)
+        layer(normal(2, 1, DIM), cache=cache)
+        assert cache.held == 4
+        with pytest.raises(ValueError, match="holds 0 of at most 3 positions; 4 would be too many"):
+            layer(normal(2, 300, DIM), cache=KVCache(limit=3))
+
+
+@pytest.mark.parametrize("pieces", [1, 2, 3, 4, 5, 20])
+def test_a_limit_that_holds_the_window_takes_pieces_of_any_size(pieces):
+    layer, x = SelfAttention(DIM, HEADS, causal=True, window=5).double(), normal(2, 40, DIM)
+    for limit in (4, 5, 6, 11):
+        cache = KVCache(limit=limit)
+        with torch.no_grad():
+            steps = [layer(part, cache=cache) for part in x.split(pieces, 1)]
+            torch.testing.assert_close(torch.cat(steps, 1), layer(x))
+        assert cache.held <= limit
+
+
+def test_a_prompt_read_in_inference_mode_is_continued_outside():
+    layer, x, cache = SelfAttention(DIM, HEADS, causal=True).double(), normal(2, 9, DIM), KVCache()
+    with torch.inference_mode():
+        first = layer(x[:, :7], cache=cache)
+    with torch.no_grad():
+        steps = [layer(part, cache=cache) for part in x[:, 7:].split(1, 1)]
+        torch.testing.assert_close(torch.cat([first, *steps], 1), layer(x))
 
 
 @pytest.mark.parametrize("is_rotary", [False, True])
@@ -218,6 +240,8 @@ def test_parts_have_at_most_the_bytes_that_they_may(monkeypatch):
         ({"padding": torch.tensor([True, False])}, "torch.bool"),
         ({"padding": torch.tensor([0, -1])}, r"not \[0, -1\]"),
         ({"limit": 0}, "must be positive"),
+        ({"limit": "3"}, "must be positive, a whole number of positions, not '3'"),
+        ({"limit": 1.5}, "not 1.5"),
     ],
 )
 def test_caches_that_cannot_be_are_refused(arguments, sentence):

@@ -107,6 +107,13 @@ def test_prompts_may_be_tensors_and_draws_come_from_the_generator():
     assert not draws[0].requires_grad
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.uint16, torch.int32, torch.int64])
+def test_prompts_may_be_whole_numbers_of_any_size(dtype):
+    model = Transformer(13, 13, 16, causal=True, **SIZES)
+    prompts = torch.tensor([[3, 1, 4], [1, 5, 9]])
+    assert torch.equal(model.generate(prompts.to(dtype), 3, temperature=0), model.generate(prompts, 3, temperature=0))
+
+
 def test_prompts_may_be_bytes():
     model = Transformer(256, 256, 32, causal=True, **SIZES)
     texts = [b"def ", b"class A"]
@@ -132,11 +139,18 @@ def test_a_row_ends_at_its_stop():
         ({"classes": 11}, {}, "11 classes must be 13, the vocabulary"),
         ({}, {"prompts": []}, "at least one symbol, but the shapes are none"),
         ({}, {"prompts": [[1], []]}, "at least one symbol"),
-        ({}, {"prompts": [[1.5]]}, "torch.float32"),
+        ({}, {"prompts": [[1.5]]}, "symbols must be whole numbers, but the prompts are of torch.float32"),
+        ({}, {"prompts": [torch.tensor([True])]}, "torch.bool"),
+        ({}, {"prompts": b"abc"}, "a single one goes in brackets"),
+        ({}, {"prompts": [1, 2, 3]}, "a single one goes in brackets"),
+        ({}, {"prompts": ["abc"]}, "a prompt must be symbols and not a string"),
+        ({}, {"stop": 13}, "stop must be a symbol from 0 to 12, not 13"),
+        ({}, {"steps": 2.5}, "not 2.5 and 1.0"),
+        ({}, {"temperature": float("nan")}, "not 3 and nan"),
         ({}, {"prompts": [[1, 13]]}, "symbols go from 0 to 12, but the prompts have some from 1 to 13"),
         ({}, {"prompts": [[-1]]}, "from -1"),
-        ({}, {"steps": -1}, "must not be negative, but are -1 and 1.0"),
-        ({}, {"temperature": -0.5}, "must not be negative"),
+        ({}, {"steps": -1}, "steps must be a whole number from 0, and the temperature 0 or more, not -1 and 1.0"),
+        ({}, {"temperature": -0.5}, "not 3 and -0.5"),
         ({}, {"steps": 13}, "7 learned positions; a prompt of 2 and 13 steps are too many"),
     ],
 )

@@ -176,7 +176,7 @@ class Transformer(nn.Module):
             ValueError: if the model is an encoder, its classes are not its symbols, a prompt is empty or has other
                 symbols, or prompt and steps are more than the learned positions.
         """
-        symbols, padding = generation.left_padded(self._checked(prompts, steps, temperature))
+        symbols, padding = generation.left_padded(self._checked(prompts, steps, temperature, stop))
         caches = self.caches(padding)
 
         def step(new: Tensor) -> Tensor:
@@ -202,7 +202,7 @@ class Transformer(nn.Module):
         return x + self.positions[places.clamp(min=0)]
 
     def _checked(
-        self, prompts: Sequence[Sequence[int] | Tensor] | Tensor, steps: int, temperature: float
+        self, prompts: Sequence[Sequence[int] | Tensor] | Tensor, steps: int, temperature: float, stop: int | None
     ) -> list[Tensor]:
         """The prompts, one tensor each, if the model can continue them."""
         vocabulary, classes = self.embedding.num_embeddings, self.unembedding.out_features
@@ -212,15 +212,13 @@ class Transformer(nn.Module):
             raise ValueError(
                 f"what is written is read again, so {classes} classes must be {vocabulary}, the vocabulary"
             )
-        if steps < 0 or temperature < 0:
-            raise ValueError(f"steps and temperature must not be negative, but are {steps} and {temperature}")
-        rows = [prompt.cpu() if isinstance(prompt, Tensor) else torch.tensor(list(prompt)) for prompt in prompts]
-        if not rows or any(row.ndim != 1 or not len(row) or row.is_floating_point() for row in rows):
-            came = ", ".join(f"{tuple(row.shape)} of {row.dtype}" for row in rows) or "none"
-            raise ValueError(f"each prompt must be a sequence of at least one symbol, but the shapes are {came}")
-        least, most = min(int(row.min()) for row in rows), max(int(row.max()) for row in rows)
-        if least < 0 or most >= vocabulary:
-            raise ValueError(f"symbols go from 0 to {vocabulary - 1}, but the prompts have some from {least} to {most}")
+        if not isinstance(steps, int) or steps < 0 or not 0 <= temperature < float("inf"):
+            raise ValueError(
+                f"steps must be a whole number from 0, and the temperature 0 or more, not {steps} and {temperature}"
+            )
+        if stop is not None and not 0 <= stop < vocabulary:
+            raise ValueError(f"stop must be a symbol from 0 to {vocabulary - 1}, not {stop}")
+        rows = generation.symbol_rows(prompts, vocabulary)
         longest = max(map(len, rows))
         if self.positions is not None and longest + steps - 1 > self.length:  # the last symbol is not read
             raise ValueError(

@@ -2,8 +2,8 @@
 
 The fused CPU kernel computes all L² scores of a causal head up to some hundred positions. Here the scores of ROWS
 queries at a time are formed against the keys that they may see, about half of the work. Their softmax is kept for the
-gradient, so memory grows with L²/2 where the fused kernel's grows with L: `fits` says the bytes, and MOST_BYTES bounds
-them. All is exact: same sums, in another order.
+gradient, so memory grows with L²/2 where the fused kernel's grows with L: `kept_bytes` says how much, and MOST_BYTES
+bounds it. All is exact: same sums, in another order.
 """
 
 from __future__ import annotations

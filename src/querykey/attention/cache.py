@@ -17,10 +17,11 @@ class KVCache:
     Empty at first; a layer fills it: ``layer(x, cache=cache)``. Room is made in advance and doubled when full, so that
     a step copies its own position only. What a sliding window has left behind is dropped when the room is full, which
     then need not grow: it stays below twice the window, or at its first 64 positions. Under autograd, where what was
-    read must not be overwritten, it concatenates.
+    read must not be overwritten, it concatenates. A shallow copy shares the room: go on from one of the two only.
 
     Args:
-        limit: the most positions that it may hold; None for no limit.
+        limit: the most positions that it may hold from one call to the next; None for no limit. With a window these
+            are one less than the window.
         padding: how many positions each row of the batch begins with that are none, (batch,), so that sequences of
             different lengths end together. Nothing attends to them, and what a row gives is what it would give alone.
         keep_rotated: where keys and values are one tensor, but keys are rotated or normalised: keep these keys too.
@@ -34,10 +35,10 @@ class KVCache:
         padding: Int[Tensor, " batch"] | None = None,
         keep_rotated: bool = False,
     ) -> None:
-        if limit is not None and limit < 1:
-            raise ValueError(f"the limit of a cache must be positive, not {limit}")
+        if limit is not None and (not isinstance(limit, int) or limit < 1):
+            raise ValueError(f"the limit of a cache must be positive, a whole number of positions, not {limit!r}")
         self.limit = limit
-        self.padding = None if padding is None else _checked(padding)
+        self.padding = padding = None if padding is None else _checked(torch.as_tensor(padding))
         self.keep_rotated = keep_rotated
         rows = [0] if padding is None else padding.tolist()
         self.least_padding, self._most_padding = min(rows), max(rows)  # known once, without asking a device each step
@@ -72,7 +73,9 @@ class KVCache:
         """
         count = next(iter(new.values())).shape[2]
         seen = self.reach(count, window)
-        stays = seen if window is None or count < window else window - 1
+        stays = seen
+        if window is not None and (count >= window or (self.limit is not None and seen > self.limit)):
+            stays = min(seen, window - 1)  # what is over is not kept, and never was in the room
         self._check(new, stays, seen - count)
         tracked = torch.is_grad_enabled() and any(
             tensor.requires_grad for tensor in (*new.values(), *self._room.values())
@@ -113,7 +116,8 @@ class KVCache:
             capacity = min(capacity, self.limit or capacity)
             for name, tensor in new.items():
                 batch, heads, _, size = tensor.shape
-                larger = tensor.new_empty(batch, heads, capacity, size)
+                with torch.inference_mode(False):  # or the room could not be written to when that is over
+                    larger = tensor.new_empty(batch, heads, capacity, size)
                 if kept:
                     larger[:, :, :kept] = self._room[name][:, :, begin : begin + kept]
                 self._room[name] = larger

@@ -3,11 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+
+
+def symbol_rows(prompts: Any, vocabulary: int) -> list[Int[Tensor, " length"]]:
+    """The prompts, one tensor of symbols each.
+
+    Raises:
+        ValueError: if they are not several sequences of at least one symbol from 0 to below `vocabulary`.
+    """
+    if isinstance(prompts, str | bytes) or not all(isinstance(prompt, Tensor | Sequence) for prompt in prompts):
+        raise ValueError("prompts must be several sequences of symbols; a single one goes in brackets: [prompt]")
+    if any(isinstance(prompt, str) for prompt in prompts):
+        raise ValueError("a prompt must be symbols and not a string; where symbols are bytes: text.encode()")
+    rows = [prompt.cpu() if isinstance(prompt, Tensor) else torch.tensor(list(prompt)) for prompt in prompts]
+    if not rows or any(row.ndim != 1 or not len(row) for row in rows):
+        came = ", ".join(str(tuple(row.shape)) for row in rows) or "none"
+        raise ValueError(f"each prompt must be a sequence of at least one symbol, but the shapes are {came}")
+    if any(row.is_floating_point() or row.dtype == torch.bool for row in rows):
+        came = ", ".join(sorted({str(row.dtype) for row in rows}))
+        raise ValueError(f"symbols must be whole numbers, but the prompts are of {came}")
+    rows = [row.long() for row in rows]
+    least, most = min(int(row.min()) for row in rows), max(int(row.max()) for row in rows)
+    if least < 0 or most >= vocabulary:
+        raise ValueError(f"symbols go from 0 to {vocabulary - 1}, but the prompts have some from {least} to {most}")
+    return rows
 
 
 def left_padded(prompts: Sequence[Tensor]) -> tuple[Int[Tensor, "batch length"], Int[Tensor, " batch"] | None]:

@@ -103,6 +103,9 @@ def bench(setting: Setting, watch: Callable[[Progress], object] = lambda step: N
         words = [name for name in setting.against if not others.missing(name)]
         cases = [Case.of(setting, shape, what) for shape in setting.shapes for what in setting.passes]
         layouts = {shape: _resolved(setting, shape, notes) for shape in setting.shapes}
+        rivals = {shape: _rivals(words, shape, notes) for shape in setting.shapes}
+        if setting.against == ("mha",) and "decoding" in setting.passes:
+            notes.append("mha is left out of decoding: it has no cache")
         for case in cases:
             layers = layouts[case.shape]
             memory.refuse_too_large([*layers, *[layers[0]] * 3 * len(words)], case)
@@ -112,7 +115,7 @@ def bench(setting: Setting, watch: Callable[[Progress], object] = lambda step: N
             told = partial(_tell, watch, f"{case.what} at {case.shape}", number * setting.rounds, len(cases), setting)
             told(0)
             try:
-                rows += _rows(setting, case, layouts[case.shape], words, told)
+                rows += _rows(setting, case, layouts[case.shape], rivals[case.shape], told)
             except torch.OutOfMemoryError as error:  # others use the accelerator too
                 reason = str(error).partition(". ")[0]
                 raise ValueError(f"shape {case.shape}: {case.what}: {reason}; take a smaller shape") from None
@@ -141,10 +144,10 @@ def _tell(watch: Callable[[Progress], object], what: str, begun: int, cases: int
 
 
 def _rows(
-    setting: Setting, case: Case, layouts: list[Layout], words: list[str], told: Callable[[int], object]
+    setting: Setting, case: Case, layouts: list[Layout], names: list[str], told: Callable[[int], object]
 ) -> Iterator[Row]:
     """All that is timed of one shape and pass, in one interleaving."""
-    found = [peer for word in words for peer in others.peers(word, case.shape, case.causal)]
+    found = [others.PEERS[name](case.shape, case.causal) for name in names]
     rivals = [peer for peer in found if case.what != "decoding" or peer.decoding is not None]
     ours = _ours(layouts, rivals, setting.rotary)
     x = case.input()
@@ -230,6 +233,18 @@ def _work(layout: Layout, case: Case) -> int:
     if case.what == "decoding":
         return theory.step_bytes(layout, case.shape, case.dtype, cached=case.cached, window=case.window)
     return theory.flops(layout, case.shape, case.what, cached=case.cached, causal=case.causal, window=case.window)
+
+
+def _rivals(words: list[str], shape: Shape, notes: list[str]) -> list[str]:
+    """The names of the peers that can be at this shape, and a note on each that cannot."""
+    found = []
+    for name in (name for word in words for name in others.NAMES[word]):
+        try:
+            others.PEERS[name](Shape(1, 1, shape.dim, shape.heads), False)
+            found.append(name)
+        except Exception as error:
+            notes.append(f"{name} is left out at shape {shape}: {' '.join(str(error).split())[:200]}")
+    return found
 
 
 def _resolved(setting: Setting, shape: Shape, notes: list[str]) -> list[Layout]:

@@ -60,17 +60,6 @@ def missing(name: str) -> str:
     return f"{name} is not installed and left out: pip install {package}"
 
 
-def peers(name: str, shape: Shape, causal: bool) -> list[Peer]:
-    """The layers that one word of `--against` stands for."""
-    match name:
-        case "mha":
-            return [_mha(shape, causal)]
-        case "x-transformers":
-            return [_x_transformers(shape, causal)]
-        case _:
-            return [_bert(shape, causal), _gpt2(shape, causal), _llama(shape, causal)]
-
-
 def of_peer(peer: Peer, x: Tensor, case: Case) -> Run:
     """The pass of a peer over its input, of `Case.input`."""
     peer.module.to(case.device, case.dtype).train(case.training)
@@ -227,3 +216,14 @@ def _three(weight: Tensor, bias: Tensor | None = None) -> dict[str, Tensor]:
 def _linear(parts: dict[str, nn.Linear]) -> dict[str, Tensor]:
     found = {name: part.weight for name, part in parts.items()}
     return found | {f"{name}.bias": part.bias for name, part in parts.items()}
+
+
+# By name, and what one word of `--against` stands for.
+PEERS: dict[str, Callable[[Shape, bool], Peer]] = {
+    "mha": _mha,
+    "x-transformers": _x_transformers,
+    "hf-bert": _bert,
+    "hf-gpt2": _gpt2,
+    "hf-llama": _llama,
+}
+NAMES = {"mha": ("mha",), "x-transformers": ("x-transformers",), "hf": ("hf-bert", "hf-gpt2", "hf-llama")}

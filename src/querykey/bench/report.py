@@ -125,7 +125,7 @@ def legend(result: Bench) -> dict[str, str]:
     """What the columns mean."""
     first = result.setting.designs[0]
     own = " or ".join(sorted({row.backend for row in result.rows} & {"blocked", "products"}))
-    below = f" A layer can be below it where its kernel is {own}, ours, which beats the stock one." if own else ""
+    below = f" A layer can be below it where its kernel is {own}, ours, which can beat the stock one." if own else ""
     turned = " The floor does not rotate." if result.setting.rotary else ""
     meaning = {
         "time": "median of the rounds, and their middle half; ratios are taken within rounds",

@@ -96,6 +96,8 @@ class Setting:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name} must be at least {least}, not {value}")
+        if self.threads is not None and self.threads > (most := os.cpu_count() or 1):
+            raise ValueError(f"threads must be at most {most}, the cores of this machine, not {self.threads}")
         if self.window is not None and not self.causal:
             raise ValueError("a window is of causal attention; give --causal too")
         if self.window is not None and self.against:

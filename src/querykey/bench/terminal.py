@@ -81,7 +81,8 @@ def _table(rows: list[Row], roomy: bool) -> Table:
     decoding = rows[0].cache_bytes is not None
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0), header_style="none")
     table.add_column("layer", overflow="fold", min_width=min(15, max(len(row.name) for row in rows)))
-    for head in ("time (ms)", "÷ floor", f"÷ {rows[0].name}", "theory"):
+    first = rows[0].name if len(rows[0].name) < 8 else "first"  # a head may not take the room of the numbers
+    for head in ("time (ms)", "÷ floor", f"÷ {first}", "theory"):
         table.add_column(head, justify="right", no_wrap=True)
     last = ("peak", "kernel", rate_unit(rows[0]), *["B/token"] * decoding)
     for heads in [(head,) for head in last] if roomy else (last[:2], last[2:]):

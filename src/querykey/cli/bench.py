@@ -57,6 +57,8 @@ def _run(chosen: argparse.Namespace) -> int:
         from querykey.bench.terminal import Display, Tables
     if "out" in chosen:
         load("matplotlib", "bench")  # what would fail is told before minutes of timing rather than after
+        if Path(chosen.out).is_file():
+            raise ValueError(f"--out must be a folder, but {chosen.out} is a file")
         Path(chosen.out).mkdir(parents=True, exist_ok=True)
     told = Console(stderr=True, soft_wrap=True, highlight=False)
     try:
