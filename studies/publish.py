@@ -25,7 +25,7 @@ from querykey.study.claims import finding
 from querykey.study.result import Result, read
 from querykey.study.statistics import SignFlips, mean_sd, paired_difference
 from querykey.study.statistics import differences as differences_of
-from querykey.study.tables import choice_rows, signed
+from querykey.study.tables import choice_rows, notes, signed
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "studies" / "results"
@@ -89,6 +89,7 @@ def summarise(result: Result) -> dict[str, Any]:
         "machine": machine,
         "torch": result.cells["origin.torch"].iloc[0],
         "hours": round(float(result.cells["seconds"].sum()) / 3600, 3),
+        "notes": notes(result),
         "rows": [_row(result, task, design) for task in result.study.tasks for design in result.study.designs_of(task)],
         "claims": [
             {
