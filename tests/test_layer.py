@@ -324,7 +324,7 @@ def test_inputs_that_do_not_fit_are_refused(arguments, sentence):
 
 
 @pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize("design", ["q,k,v", "q=k=x,v", "q=k=v=x"])
+@pytest.mark.parametrize("design", ["q,k,v", "q=k=x,v", "q=k=v=x", "q,k,v+qknorm"])
 def test_autocast_takes_other_floating_point_numbers_and_integers_are_refused(design):
     layer = SelfAttention(DIM, HEADS, design, causal=True, rotary=True)
     x = torch.randn(3, 7, 60)
@@ -351,7 +351,7 @@ def test_a_cache_says_what_it_cannot_hold():
         layer(torch.zeros(3, 7, 60), cache=cache)
         with pytest.raises(ValueError, match="holds 7 of at most 8 positions; 9 would be too many"):
             layer(torch.zeros(3, 2, 60), cache=cache)
-        with pytest.raises(ValueError, match="one cache for each layer and batch"):
+        with pytest.raises(ValueError, match=r"3 rows and 6 heads of 10, float32 on cpu, but was given k of 2 rows"):
             layer(torch.zeros(2, 1, 60), cache=cache)
         layer(torch.zeros(3, 1, 60), cache=cache)
     assert len(cache) == 8

@@ -136,8 +136,8 @@ class KVCache:
             raise ValueError(f"the cache holds {kept} of at most {self.limit} positions; {stays} would be too many")
         if self._room and _signature(self._room) != _signature(new):
             raise ValueError(
-                f"the cache holds {_signature(self._room)} but was given {_signature(new)} "
-                "(batch, heads, size, dtype, device); use one cache for each layer and batch"
+                f"the cache holds {_in_words(self._room)}, but was given {_in_words(new)}; "
+                "use one cache for each layer, batch and dtype"
             )
         batch = next(iter(new.values())).shape[0]
         if self.padding is not None and len(self.padding) != batch:
@@ -162,6 +162,14 @@ def _checked(padding: Tensor) -> Tensor:
             f"not {padding.tolist()} ({padding.dtype})"
         )
     return padding
+
+
+def _in_words(tensors: dict[str, Tensor]) -> str:
+    kinds = (
+        f"{name} of {batch} rows and {heads} heads of {size}, {str(dtype).removeprefix('torch.')} on {device}"
+        for name, (batch, heads, size, dtype, device) in _signature(tensors).items()
+    )
+    return " and ".join(kinds)
 
 
 def _signature(tensors: dict[str, Tensor]) -> dict[str, tuple[object, ...]]:

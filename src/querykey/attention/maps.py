@@ -29,6 +29,8 @@ def place(
 ) -> Float[Tensor, "batch heads length qk_dim"]:
     """Norm, then rotation to the positions from `start`: what is done to queries and to keys alike."""
     if layout.design.qknorm:
+        if gain is not None:
+            gain = gain.to(tensor.dtype)  # which differ under autocast
         tensor = F.rms_norm(tensor, tensor.shape[-1:], gain, _EPSILON)
     if layout.design.similarity == "cosine":
         tensor = F.normalize(tensor, dim=-1)
