@@ -17,6 +17,7 @@ from options import rounds_of
 from querykey import SelfAttention
 from querykey.attention.blocked import blocked_attention, kept_bytes
 from querykey.attention.kernels import forcing_blocks
+from querykey.bench.passes import differentiated
 from querykey.bench.timing import interleave, ratio
 
 SHAPES = ((8, 128, 256, 4), (8, 256, 256, 4), (4, 256, 512, 8), (4, 512, 512, 8), (2, 1024, 512, 8), (1, 2048, 512, 8))
@@ -61,11 +62,7 @@ def _layer(batch: int, length: int, dim: int, heads: int) -> Variants:
 
 def _ratio(variants: Variants, backward: bool, rounds: int) -> str:
     passes, leaves = variants
-    if backward:
-        direction = torch.randn_like(next(iter(passes.values()))())
-        runs = {name: lambda run=run: torch.autograd.grad(run(), leaves, direction) for name, run in passes.items()}
-    else:
-        runs = {name: torch.no_grad()(run) for name, run in passes.items()}
+    runs = {name: differentiated(run, leaves if backward else ()) for name, run in passes.items()}
     return str(ratio(interleave(runs, rounds), "blocked", "fused"))
 
 

@@ -13,6 +13,7 @@ Ratios of times within a round, with the interval that holds the middle half of 
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable, Iterator
 from statistics import median
@@ -116,21 +117,15 @@ def _step(
     padding: Tensor | None = None,
     by_steps: bool = False,
 ) -> tuple[Callable[[], Tensor], int]:
-    """A step after `cached` positions, which goes back by one afterwards, and the bytes that are kept per layer."""
+    """A step after `cached` positions, each from a copy that shares the room, and the bytes that are kept."""
     layer = SelfAttention(DIM, HEADS, design, causal=True, rotary=rotary, window=window)
     cache = KVCache(keep_rotated=keep_rotated, padding=padding)
     for part in torch.randn(batch, cached, DIM).split(1 if by_steps else cached, 1):
         layer(part, cache=cache)
     kept = cache.nbytes
     x = torch.randn(batch, 1, DIM)
-    layer(x, cache=cache)  # so that there is room for it
-
-    def run() -> Tensor:
-        cache._length -= 1
-        out: Tensor = layer(x, cache=cache)
-        return out
-
-    return run, kept
+    layer(x, cache=cache)  # so that there is room for the next
+    return lambda: layer(x, cache=copy.copy(cache)), kept
 
 
 def _microseconds(times: list[float]) -> str:

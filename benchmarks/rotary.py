@@ -9,14 +9,13 @@ worked out at each call as well.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
 import torch
 from options import rounds_of
 from torch import Tensor
 
 from querykey import SelfAttention
 from querykey.attention import rotary
+from querykey.bench.passes import differentiated
 from querykey.bench.timing import interleave, ratio
 
 SHAPES = ((8, 1, 512, 8), (32, 64, 128, 4), (8, 128, 256, 4), (4, 512, 512, 8), (1, 2048, 512, 8))
@@ -49,7 +48,7 @@ def _rotations(batch: int, length: int, dim: int, heads: int, backward: bool, ro
         return formula(angle.cos().to(x.dtype), angle.sin().to(x.dtype))
 
     variants = {"place": lambda: rotary.place(x, 0), "formula": formula, "anew": anew}
-    times = interleave({name: _pass(run, [x], backward) for name, run in variants.items()}, rounds)
+    times = interleave({name: differentiated(run, [x] if backward else []) for name, run in variants.items()}, rounds)
     return str(ratio(times, "place", "formula")), str(ratio(times, "place", "anew"))
 
 
@@ -58,15 +57,8 @@ def _layers(batch: int, length: int, dim: int, heads: int, design: str, backward
     variants = {}
     for name, turned in (("with", True), ("without", False)):
         layer = SelfAttention(dim, heads, design, causal=True, rotary=turned)
-        variants[name] = _pass(lambda layer=layer: layer(x), [x, *layer.parameters()], backward)
+        variants[name] = differentiated(lambda layer=layer: layer(x), [x, *layer.parameters()] if backward else [])
     return str(ratio(interleave(variants, rounds), "with", "without"))
-
-
-def _pass(run: Callable[[], Tensor], leaves: Sequence[Tensor], backward: bool) -> Callable[[], object]:
-    if not backward:
-        return torch.no_grad()(run)
-    direction = torch.randn_like(run())
-    return lambda: torch.autograd.grad(run(), leaves, direction)
 
 
 if __name__ == "__main__":

@@ -8,12 +8,15 @@ blocks / mask is below 1 from some length on, at every window, that length is BL
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from options import rounds_of
 from torch import Tensor
 
 from querykey import SelfAttention
 from querykey.attention.kernels import forcing_blocks
+from querykey.bench.passes import differentiated
 from querykey.bench.timing import interleave, ratio
 
 SHAPES = ((16, 64, 256, 4), (8, 128, 256, 4), (4, 256, 512, 8), (4, 512, 512, 8), (2, 1024, 512, 8), (1, 2048, 512, 8))
@@ -34,21 +37,15 @@ def _row(batch: int, length: int, dim: int, heads: int, window: int, backward: b
     layer, whole = (SelfAttention(dim, heads, causal=True, window=size) for size in (window, None))
     whole.load_state_dict(layer.state_dict())
     x = torch.randn(batch, length, dim, requires_grad=backward)
-    direction = torch.randn_like(x)
 
-    def run(one: SelfAttention, force: bool | None) -> object:
-        with forcing_blocks(force), torch.set_grad_enabled(backward):
-            out: Tensor = one(x)
-            return torch.autograd.grad(out, [x, *one.parameters()], direction) if backward else out
+    def run(one: SelfAttention, force: bool | None) -> Callable[[], object]:
+        def forward() -> Tensor:
+            with forcing_blocks(force):
+                return one(x)
 
-    times = interleave(
-        {
-            "blocks": lambda: run(layer, True),
-            "mask": lambda: run(layer, False),
-            "whole": lambda: run(whole, None),
-        },
-        rounds,
-    )
+        return differentiated(forward, [x, *one.parameters()] if backward else [])
+
+    times = interleave({"blocks": run(layer, True), "mask": run(layer, False), "whole": run(whole, None)}, rounds)
     words = (f"{batch}, {length}, {dim}, {heads}", str(window), "forward + backward" if backward else "forward")
     cells = (str(ratio(times, "blocks", to)) for to in ("mask", "whole"))
     return "| " + " | ".join((*words, *cells)) + " |"

@@ -151,9 +151,16 @@ def test_a_peer_that_cannot_be_at_a_shape_is_left_out_there():
     assert {row.shape for row in found.rows if row.name == "hf-gpt2"} == {SHAPE._replace(dim=16), *shapes}
 
 
+def test_peers_are_tried_out_where_nothing_is_allocated():
+    pytest.importorskip("transformers")
+    huge = Setting(shapes=(Shape(1, 4, 200_000, 8),), against=("mha", "hf"))  # 160 GB a matrix
+    with pytest.raises(ValueError, match="of 13 designs in float32 needs about .* are free on cpu"):
+        timed.bench(huge)
+
+
 def test_a_peer_without_a_cache_is_said_to_be_left_out(fake_times):
     found = timed.bench(Setting(shapes=(SHAPE,), designs=designs("q,k,v"), against=("mha",)))
-    assert found.notes == ("mha is left out of decoding: it has no cache",)
+    assert found.notes == ("mha has no cache, and is left out of decoding",)
 
 
 def test_a_long_name_takes_no_column_away(fake_times):

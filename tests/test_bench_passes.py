@@ -11,8 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from querykey import PARTITIONS, Design, KVCache, SelfAttention
 from querykey.bench import memory, passes, peers, theory
-from querykey.bench.passes import Case
-from querykey.bench.setting import PASSES, Setting, Shape
+from querykey.bench.setting import PASSES, Case, Setting, Shape
 
 SHAPE = Shape(batch=3, length=7, dim=20, heads=4)
 CACHED = 11
@@ -43,7 +42,7 @@ def test_layer_and_floor_do_the_work_that_theory_counts(design, what, monkeypatc
     monkeypatch.setattr(torch.autograd, "grad", lambda out, leaves, direction: out.backward(direction))
     one = case(what)
     layout = Design.parse(design).resolve(SHAPE.dim, SHAPE.heads)
-    expected = theory.flops(layout, SHAPE, what, cached=CACHED, causal=False)
+    expected = theory.flops(layout, one)
     if what == "prefill":
         assert expected == SHAPE.batch * layout.flops(SHAPE.length)
     if what == "training":  # of 3.5 times the pairs, half a time is what fused kernels form once more
@@ -56,8 +55,7 @@ def test_layer_and_floor_do_the_work_that_theory_counts(design, what, monkeypatc
 
 def test_a_causal_mask_leaves_half_of_the_pairs():
     layout = Design().resolve(20, 4)
-    sizes = {"shape": SHAPE, "what": "prefill", "cached": CACHED}
-    whole, causal = (theory.flops(layout, causal=causal, **sizes) for causal in (False, True))
+    whole, causal = (theory.flops(layout, case("prefill", causal=causal)) for causal in (False, True))
     hidden = 7 * 6 // 2  # pairs above the diagonal
     assert whole - causal == 3 * hidden * 2 * 4 * (5 + 5)
 
@@ -65,15 +63,14 @@ def test_a_causal_mask_leaves_half_of_the_pairs():
 @pytest.mark.parametrize("window", [1, 3, 6, 7, 8, None])
 def test_a_window_leaves_the_pairs_within_it(window):
     layout = Design().resolve(20, 4)
-    sizes = {"shape": SHAPE, "cached": CACHED, "causal": True}
     pair = SHAPE.batch * 2 * 4 * (5 + 5)
     seen = [[i - (window or 99) < j <= i for j in range(SHAPE.length)] for i in range(SHAPE.length)]
-    fewer = (theory.flops(layout, what="prefill", window=size, **sizes) for size in (window, 1))
+    fewer = (theory.flops(layout, case("prefill", causal=True, window=size)) for size in (window, 1))
     assert next(fewer) - next(fewer) == pair * (sum(map(sum, seen)) - SHAPE.length)
     last = min(CACHED + 1, window or 99)
-    fewer = (theory.flops(layout, what="decoding", window=size, **sizes) for size in (window, 1))
+    fewer = (theory.flops(layout, case("decoding", causal=True, window=size)) for size in (window, 1))
     assert next(fewer) - next(fewer) == pair * (last - 1)
-    read = (theory.step_bytes(layout, SHAPE, torch.float32, cached=CACHED, window=size) for size in (window, 1))
+    read = (theory.step_bytes(layout, case("decoding", causal=True, window=size)) for size in (window, 1))
     assert next(read) - next(read) == SHAPE.batch * (last - 1) * 2 * 20 * 4
 
 
@@ -120,8 +117,8 @@ def test_bytes_of_a_decoding_step():
     weights = 20 * 20 + 10 * 20 + 20 * 20  # queries, the two heads of 5 that are keys and values, output
     kept = 3 * (CACHED + 1) * 10
     layout = Design.parse("q,k=v+kv_heads=2").resolve(20, 4)
-    assert theory.step_bytes(layout, SHAPE, torch.float32, cached=CACHED) == 4 * (weights + kept)
-    assert theory.step_bytes(layout, SHAPE, torch.bfloat16, cached=CACHED) == 2 * (weights + kept)
+    assert theory.step_bytes(layout, case("decoding")) == 4 * (weights + kept)
+    assert theory.step_bytes(layout, case("decoding", dtype="bfloat16")) == 2 * (weights + kept)
 
 
 @pytest.mark.parametrize("rotary", [False, True])

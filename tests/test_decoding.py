@@ -5,8 +5,8 @@ import itertools
 import pytest
 import torch
 
-from querykey import PARTITIONS, DesignError, KVCache, SelfAttention
-from querykey.attention import decoding, generation, rotary
+from querykey import PARTITIONS, DesignError, KVCache, SelfAttention, generation
+from querykey.attention import decoding, rotary
 
 DIM, HEADS = 24, 4
 PADDING = (0, 5, 3)

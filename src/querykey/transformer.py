@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from querykey.attention import generation
+from querykey import generation
 from querykey.attention.cache import KVCache
 from querykey.attention.layer import SelfAttention, initialise
 from querykey.design import Design

@@ -13,9 +13,9 @@ import torch
 from querykey.attention.layer import SelfAttention
 from querykey.bench import memory, passes, theory
 from querykey.bench import peers as others
-from querykey.bench.passes import Case, LayerPass
+from querykey.bench.passes import LayerPass
 from querykey.bench.peers import Peer
-from querykey.bench.setting import Setting, Shape, machine
+from querykey.bench.setting import Case, Setting, Shape, machine
 from querykey.bench.timing import Run, Spread, interleave, ratio, spread
 from querykey.design import Design, DesignError
 from querykey.layout import Layout
@@ -103,12 +103,10 @@ def bench(setting: Setting, watch: Callable[[Progress], object] = lambda step: N
         words = [name for name in setting.against if not others.missing(name)]
         cases = [Case.of(setting, shape, what) for shape in setting.shapes for what in setting.passes]
         layouts = {shape: _resolved(setting, shape, notes) for shape in setting.shapes}
-        rivals = {shape: _rivals(words, shape, notes) for shape in setting.shapes}
-        if setting.against == ("mha",) and "decoding" in setting.passes:
-            notes.append("mha is left out of decoding: it has no cache")
+        rivals = {shape: _rivals(setting, words, shape, notes) for shape in setting.shapes}
         for case in cases:
-            layers = layouts[case.shape]
-            memory.refuse_too_large([*layers, *[layers[0]] * 3 * len(words)], case)
+            layers = layouts[case.shape]  # and for each peer its own and the one of ours that it is compared with
+            memory.refuse_too_large([*layers, *[layers[0]] * 2 * len(rivals[case.shape])], case)
             _try_out(case)
         rows: list[Row] = []
         for number, case in enumerate(cases):
@@ -119,7 +117,14 @@ def bench(setting: Setting, watch: Callable[[Progress], object] = lambda step: N
             except torch.OutOfMemoryError as error:  # others use the accelerator too
                 reason = str(error).partition(". ")[0]
                 raise ValueError(f"shape {case.shape}: {case.what}: {reason}; take a smaller shape") from None
-        return Bench(setting, machine(setting.device), torch.__version__, torch.get_num_threads(), (*rows,), (*notes,))
+        return Bench(
+            setting,
+            machine(setting.device),
+            torch.__version__,
+            torch.get_num_threads(),
+            (*rows,),
+            (*dict.fromkeys(notes),),
+        )
 
 
 class _Ours(NamedTuple):
@@ -148,7 +153,7 @@ def _rows(
 ) -> Iterator[Row]:
     """All that is timed of one shape and pass, in one interleaving."""
     found = [others.PEERS[name](case.shape, case.causal) for name in names]
-    rivals = [peer for peer in found if case.what != "decoding" or peer.decoding is not None]
+    rivals = [peer for peer in found if not case.decoding or peer.decoding is not None]
     ours = _ours(layouts, rivals, setting.rotary)
     x = case.input()
     made = {name: passes.of_layer(_layer(layout, case), x, case) for layout, name in ours}
@@ -168,7 +173,6 @@ def _rows(
 
 def _row(timed: _Timed, name: str, layout: Layout, compared: str, *, peer: bool) -> Row:
     case, _, made, peaks, times = timed
-    decoding = case.what == "decoding"
     return Row(
         shape=case.shape,
         what=case.what,
@@ -180,13 +184,11 @@ def _row(timed: _Timed, name: str, layout: Layout, compared: str, *, peer: bool)
         to_floor=ratio(times, name, _floor_name(layout)),
         to_baseline=ratio(times, name, compared),
         compared=compared,
-        theory=None if peer else _work(layout, case) / _work(timed.first, case),
+        theory=None if peer else theory.work(layout, case) / theory.work(timed.first, case),
         backend="" if peer else made[name].backend,
         peak_bytes=peaks[name],
-        flops=theory.flops(layout, case.shape, case.what, cached=case.cached, causal=case.causal, window=case.window),
-        step_bytes=theory.step_bytes(layout, case.shape, case.dtype, cached=case.cached, window=case.window)
-        if decoding
-        else None,
+        flops=theory.flops(layout, case),
+        step_bytes=theory.step_bytes(layout, case) if case.decoding else None,
         cache_bytes=None if peer else made[name].cache_bytes,
     )
 
@@ -228,22 +230,22 @@ def _floor_name(layout: Layout) -> str:
     return f"floor of {layout.design}"
 
 
-def _work(layout: Layout, case: Case) -> int:
-    """What theory counts: bytes of decoding, else FLOPs."""
-    if case.what == "decoding":
-        return theory.step_bytes(layout, case.shape, case.dtype, cached=case.cached, window=case.window)
-    return theory.flops(layout, case.shape, case.what, cached=case.cached, causal=case.causal, window=case.window)
+def _rivals(setting: Setting, words: list[str], shape: Shape, notes: list[str]) -> list[str]:
+    """The names of the peers that can be at this shape, and a note on each that cannot, or cannot decode.
 
-
-def _rivals(words: list[str], shape: Shape, notes: list[str]) -> list[str]:
-    """The names of the peers that can be at this shape, and a note on each that cannot."""
+    They are made on the meta device, where nothing is allocated.
+    """
     found = []
     for name in (name for word in words for name in others.NAMES[word]):
         try:
-            others.PEERS[name](Shape(1, 1, shape.dim, shape.heads), False)
-            found.append(name)
+            with torch.device("meta"):
+                peer = others.PEERS[name](shape, setting.causal)
         except Exception as error:
             notes.append(f"{name} is left out at shape {shape}: {' '.join(str(error).split())[:200]}")
+            continue
+        found.append(name)
+        if peer.decoding is None and "decoding" in setting.passes:
+            notes.append(f"{name} has no cache, and is left out of decoding")
     return found
 
 

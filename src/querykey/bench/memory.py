@@ -13,7 +13,7 @@ from torch.autograd.profiler import profile
 
 from querykey.attention import kernels
 from querykey.attention.blocked import MOST_BYTES
-from querykey.bench.passes import Case
+from querykey.bench.setting import Case
 from querykey.bench.timing import Run
 from querykey.extras import load
 from querykey.layout import Layout
@@ -88,7 +88,7 @@ def available_bytes(device: torch.device) -> int:
 
 def _held_numbers(layout: Layout, case: Case) -> int:
     batch, length, dim, _ = case.shape
-    if case.what == "decoding":
+    if case.decoding:
         kept = sum(heads * size for heads, size in layout.cached.values())
         return 2 * layout.parameters + 3 * batch * case.cached * kept  # the layer's has double room, the floor's none
     projected = sum(heads * size for heads, size in layout.projections.values())
@@ -98,7 +98,7 @@ def _held_numbers(layout: Layout, case: Case) -> int:
 def _running_numbers(layout: Layout, case: Case) -> int:
     """Projections, mixture and output; what is laid out anew; the gradients of all these; scores that are kept."""
     batch, length, dim, heads = case.shape
-    decoding, on_cpu = case.what == "decoding", case.device.type == "cpu"
+    decoding, on_cpu = case.decoding, case.device.type == "cpu"
     queries, keys = (1, case.cached + 1) if decoding else (length, length)
     projected = sum(count * size for count, size in layout.projections.values())
     of_queries, of_keys = (sum(math.prod(layout.head_shape(role)) for role in roles) for roles in ("q", "kv"))

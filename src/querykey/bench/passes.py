@@ -23,42 +23,9 @@ from torch import Tensor
 from querykey.attention import masks
 from querykey.attention.cache import KVCache
 from querykey.attention.layer import SelfAttention
-from querykey.bench import theory
-from querykey.bench.setting import Setting, Shape
+from querykey.bench.setting import Case
 from querykey.bench.timing import Run
 from querykey.layout import Layout
-
-
-class Case(NamedTuple):
-    """One shape and one pass: what is timed in one interleaving."""
-
-    shape: Shape
-    what: str
-    cached: int
-    causal: bool
-    device: torch.device
-    dtype: torch.dtype
-    window: int | None = None
-
-    @classmethod
-    def of(cls, setting: Setting, shape: Shape, what: str) -> Case:
-        """Of a setting; a decoding step is always causal."""
-        causal = setting.causal or what == "decoding"
-        device = torch.device(setting.device)
-        return cls(shape, what, setting.cached, causal, device, setting.torch_dtype, setting.window)
-
-    @property
-    def training(self) -> bool:
-        """Whether gradients are taken."""
-        return self.what == "training"
-
-    def numbers(self, *sizes: int) -> Tensor:
-        """Random ones, that want a gradient in training."""
-        return torch.randn(sizes, device=self.device, dtype=self.dtype, requires_grad=self.training)
-
-    def input(self) -> Float[Tensor, "batch length dim"]:
-        """What a layer reads: all positions, or the new one."""
-        return self.numbers(self.shape.batch, 1 if self.what == "decoding" else self.shape.length, self.shape.dim)
 
 
 class LayerPass(NamedTuple):
@@ -71,7 +38,7 @@ class LayerPass(NamedTuple):
 
 def of_layer(layer: SelfAttention, x: Tensor, case: Case) -> LayerPass:
     """The pass of a layer of ours over its input, of `Case.input`."""
-    if case.what != "decoding":
+    if not case.decoding:
         leaves = (x, *layer.parameters()) if case.training else ()
         with torch.set_grad_enabled(case.training):
             backend = layer.backend(x)
@@ -130,7 +97,7 @@ _Part = tuple[Callable[..., Tensor], list[Tensor]]  # a function and the tensors
 
 
 def _floor(layout: Layout, case: Case) -> list[_Part]:
-    rows = case.shape.batch * (1 if case.what == "decoding" else case.shape.length)
+    rows = case.shape.batch * (1 if case.decoding else case.shape.length)
     projected = sum(heads * size for heads, size in layout.projections.values())
     inner = layout.heads * layout.head_dim
     parts: list[_Part] = [(F.linear, [case.numbers(rows, layout.dim), case.numbers(projected, layout.dim)])]
@@ -145,8 +112,8 @@ def _floor(layout: Layout, case: Case) -> list[_Part]:
 def _kernel(layout: Layout, case: Case) -> _Part:
     """The stock kernel on as many tensors as the design has: those that roles share are one here too."""
     widest = max(layout.qk_dim, layout.head_dim)  # fused kernels take one size for all
-    decoding = case.what == "decoding"
-    queries, keys = (1, theory.seen(case.cached, case.window)) if decoding else (case.shape.length, case.shape.length)
+    decoding = case.decoding
+    queries, keys = (1, case.seen) if decoding else (case.shape.length, case.shape.length)
     reads = {role: (name, layout.head_shape(role)[0]) for role, name in layout.reads.items()}
     if layout.design.core is not None or decoding:
         reads["q"] = ("q", layout.heads)

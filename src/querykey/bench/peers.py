@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from querykey.attention.layer import SelfAttention
-from querykey.bench.passes import Case, differentiated
-from querykey.bench.setting import Shape
+from querykey.bench.passes import differentiated
+from querykey.bench.setting import Case, Shape
 from querykey.bench.timing import Run
 
 PACKAGES = {"mha": "torch", "x-transformers": "x-transformers", "hf": "transformers"}
@@ -63,7 +63,7 @@ def missing(name: str) -> str:
 def of_peer(peer: Peer, x: Tensor, case: Case) -> Run:
     """The pass of a peer over its input, of `Case.input`."""
     peer.module.to(case.device, case.dtype).train(case.training)
-    if case.what != "decoding":
+    if not case.decoding:
         return differentiated(lambda: peer.forward(x), (x, *peer.module.parameters()) if case.training else ())
     assert peer.decoding is not None
     batch, _, dim, heads = case.shape

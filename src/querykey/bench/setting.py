@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from querykey.bench.timing import LEAST_ROUNDS
 from querykey.design import PARTITIONS, Design
@@ -109,6 +111,48 @@ class Setting:
         """The dtype as torch has it."""
         found: torch.dtype = getattr(torch, self.dtype)
         return found
+
+
+class Case(NamedTuple):
+    """One shape and one pass: what is timed in one interleaving."""
+
+    shape: Shape
+    what: str
+    cached: int
+    causal: bool
+    device: torch.device
+    dtype: torch.dtype
+    window: int | None = None
+
+    @classmethod
+    def of(cls, setting: Setting, shape: Shape, what: str) -> Case:
+        """Of a setting; a decoding step is always causal."""
+        causal = setting.causal or what == "decoding"
+        device = torch.device(setting.device)
+        return cls(shape, what, setting.cached, causal, device, setting.torch_dtype, setting.window)
+
+    @property
+    def decoding(self) -> bool:
+        """Whether it is a step after others."""
+        return self.what == "decoding"
+
+    @property
+    def seen(self) -> int:
+        """How many positions a step of decoding looks at, its own included."""
+        return self.cached + 1 if self.window is None else min(self.cached + 1, self.window)
+
+    @property
+    def training(self) -> bool:
+        """Whether gradients are taken."""
+        return self.what == "training"
+
+    def numbers(self, *sizes: int) -> Tensor:
+        """Random ones, that want a gradient in training."""
+        return torch.randn(sizes, device=self.device, dtype=self.dtype, requires_grad=self.training)
+
+    def input(self) -> Float[Tensor, "batch length dim"]:
+        """What a layer reads: all positions, or the new one."""
+        return self.numbers(self.shape.batch, 1 if self.what == "decoding" else self.shape.length, self.shape.dim)
 
 
 def machine(device: str) -> str:

@@ -17,33 +17,31 @@ than a processor could while it reads the next one, so there the ratio of bytes 
 
 from __future__ import annotations
 
-import torch
-
-from querykey.bench.setting import Shape
+from querykey.bench.setting import Case
 from querykey.layout import Layout
 
 
-def flops(layout: Layout, shape: Shape, what: str, *, cached: int, causal: bool, window: int | None = None) -> int:
-    """FLOPs of one pass of a layer, two per multiply-add; `cached` counts for decoding only."""
+def work(layout: Layout, case: Case) -> int:
+    """What ratios are taken of: the bytes of a step of decoding, else FLOPs."""
+    return step_bytes(layout, case) if case.decoding else flops(layout, case)
+
+
+def flops(layout: Layout, case: Case) -> int:
+    """FLOPs of one pass of a layer, two per multiply-add."""
     position, pair = _per_position_and_pair(layout)
-    batch, length, *_ = shape
-    if what == "decoding":
-        return batch * (position + seen(cached, window) * pair)
-    near = length if window is None else min(window, length)
-    pairs = near * (near + 1) // 2 + (length - near) * near if causal else length**2
-    if what == "training":
+    batch, length, *_ = case.shape
+    if case.decoding:
+        return batch * (position + case.seen * pair)
+    near = length if case.window is None else min(case.window, length)
+    pairs = near * (near + 1) // 2 + (length - near) * near if case.causal else length**2
+    if case.training:
         return batch * (3 * length * position + 7 * pairs * pair // 2)
     return batch * (length * position + pairs * pair)
 
 
-def step_bytes(layout: Layout, shape: Shape, dtype: torch.dtype, *, cached: int, window: int | None = None) -> int:
-    """Bytes that one step of decoding must read: all weights once, and all that is kept."""
-    return dtype.itemsize * layout.parameters + shape.batch * seen(cached, window) * layout.cache_bytes(dtype)
-
-
-def seen(cached: int, window: int | None) -> int:
-    """How many positions a step of decoding looks at, its own included."""
-    return cached + 1 if window is None else min(cached + 1, window)
+def step_bytes(layout: Layout, case: Case) -> int:
+    """Bytes that one step of decoding must read: all weights once, and all that is kept and seen."""
+    return case.dtype.itemsize * layout.parameters + case.shape.batch * case.seen * layout.cache_bytes(case.dtype)
 
 
 def _per_position_and_pair(layout: Layout) -> tuple[int, int]:
