@@ -154,7 +154,7 @@ def test_a_peer_that_cannot_be_at_a_shape_is_left_out_there():
 def test_peers_are_tried_out_where_nothing_is_allocated():
     pytest.importorskip("transformers")
     huge = Setting(shapes=(Shape(1, 4, 200_000, 8),), against=("mha", "hf"))  # 160 GB a matrix
-    with pytest.raises(ValueError, match="of 13 designs in float32 needs about .* are free on cpu"):
+    with pytest.raises(ValueError, match=r"of 13 designs in float32 needs about .* are free on cpu"):
         timed.bench(huge)
 
 
