@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 
 from querykey.design import Design
+from querykey.stats.statistics import SignFlips, mean_sd, paired_difference
+from querykey.stats.statistics import differences as differences_of
 from querykey.study.claims import finding
 from querykey.study.result import Result, read
-from querykey.study.statistics import SignFlips, mean_sd, paired_difference
-from querykey.study.statistics import differences as differences_of
 from querykey.study.tables import choice_rows, notes, signed
 
 ROOT = Path(__file__).parent.parent

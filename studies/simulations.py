@@ -20,8 +20,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from querykey.study.statistics import SeedSchedule, SignFlips, paired_difference
-from querykey.study.verdict import Arms, Key, Rule, compare_family
+from querykey.stats.statistics import SeedSchedule, SignFlips, paired_difference
+from querykey.stats.verdict import Arms, Key, Rule, compare_family
 
 Family = dict[Key, Arms]
 

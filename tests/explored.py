@@ -16,11 +16,11 @@ import uvicorn
 from torch import Tensor
 
 from querykey.explorer.notation import Bytes
-from querykey.explorer.own import OwnModel
 from querykey.explorer.packing import Packed
 from querykey.explorer.server import application, listen
 from querykey.explorer.subjects import Offer, Subject
-from querykey.explorer.switch import fitted
+from querykey.models.native import OwnModel
+from querykey.models.replacements import fitted
 from querykey.transformer import Transformer
 
 

@@ -15,9 +15,10 @@ from torch.utils.benchmark import timer
 
 from querykey import Design
 from querykey.bench import bench as timed
-from querykey.bench import memory, peers, plot, report, setting, terminal
+from querykey.bench import config as setting
+from querykey.bench import memory, peers, plot, report, terminal
 from querykey.bench.bench import Bench, Row
-from querykey.bench.setting import PASSES, Setting, Shape
+from querykey.bench.config import PASSES, Setting, Shape
 from querykey.bench.timing import Spread, interleave
 from querykey.cli import main
 

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from querykey import PARTITIONS, Design, KVCache, SelfAttention
 from querykey.bench import memory, passes, peers, theory
-from querykey.bench.setting import PASSES, Case, Setting, Shape
+from querykey.bench.config import PASSES, Case, Setting, Shape
 
 SHAPE = Shape(batch=3, length=7, dim=20, heads=4)
 CACHED = 11

@@ -5,8 +5,8 @@ import torch
 
 from querykey import Design
 from querykey.study.ceilings import argmax_share, ceiling, kind_of_scores
+from querykey.study.config import Setting
 from querykey.study.plan import from_mapping
-from querykey.study.setting import Setting
 from querykey.study.training import train
 from querykey.tasks import Relation
 

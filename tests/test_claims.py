@@ -9,15 +9,15 @@ import pytest
 from rich.console import Console
 
 from querykey.design import Design
+from querykey.stats.verdict import Arms, Rule, Verdict, compare_family
 from querykey.study import report, tables
 from querykey.study.claims import Claim, Prediction, finding, judge, reversals
 from querykey.study.compare import adjust, describe
+from querykey.study.config import PlanError
 from querykey.study.plan import from_mapping, load_plan
 from querykey.study.records import Records
 from querykey.study.result import read
-from querykey.study.setting import PlanError
 from querykey.study.training import Outcome
-from querykey.study.verdict import Arms, Rule, Verdict, compare_family
 
 TABLE = {
     "designs": ["q,k,v", "q=k,v"],

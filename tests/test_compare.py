@@ -11,11 +11,11 @@ import psutil
 import pytest
 
 import querykey
+from querykey.stats.verdict import Verdict
 from querykey.study import engines
 from querykey.study.plan import from_mapping
 from querykey.study.records import Records, RecordsError
 from querykey.study.training import Outcome
-from querykey.study.verdict import Verdict
 from studied import killed_and_finished, lasting
 
 TABLE = {

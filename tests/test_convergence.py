@@ -2,7 +2,7 @@
 
 import pytest
 
-from querykey.study.convergence import converged_at, still_improving
+from querykey.stats.convergence import converged_at, still_improving
 
 
 def curve(*scores):

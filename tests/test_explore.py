@@ -24,13 +24,13 @@ from querykey.bilinear import argmax_cycles
 from querykey.cli import main
 from querykey.explorer import builtin, subjects
 from querykey.explorer.notation import Bytes, Naming, Numbers
-from querykey.explorer.own import OwnModel
 from querykey.explorer.packing import packed
 from querykey.explorer.server import listen
 from querykey.explorer.subjects import Offer, Subject, offers
-from querykey.explorer.switch import SETTINGS, fitted
 from querykey.explorer.views import Focus, Viewer, graph, symmetry
-from querykey.inspection.change import Change
+from querykey.models.intervention import Change
+from querykey.models.native import OwnModel
+from querykey.models.replacements import SETTINGS, fitted
 from querykey.transformer import Transformer
 
 DESIGNS = ("q,k,v", "q=k,v", "q=k,v+core=full", "q,k,v+cosine", "q,k,v+l2+selfmask", "q=k,v+qknorm", "q,k=v+kv_heads=2")

@@ -17,10 +17,10 @@ from querykey.cli import main
 from querykey.explorer import builtin
 from querykey.explorer.export import bundle
 from querykey.explorer.notation import Numbers
-from querykey.explorer.own import OwnModel
 from querykey.explorer.subjects import Offer, Subject, offers
-from querykey.explorer.switch import SETTINGS, fitted
-from querykey.inspection.live import LayerRun
+from querykey.models.huggingface import LayerRun
+from querykey.models.native import OwnModel
+from querykey.models.replacements import SETTINGS, fitted
 from querykey.transformer import Transformer
 
 playwright = pytest.importorskip("playwright.sync_api", reason="the page is tested with playwright: pip install it")

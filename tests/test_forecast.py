@@ -19,11 +19,11 @@ from querykey.checkpoint import probe
 from querykey.inspection.behaviour import behaviour, unseeing
 from querykey.inspection.forecast import COMPARISONS, REPLACEMENTS, Yardstick, forecast, replaced
 from querykey.inspection.inspect import examine
-from querykey.inspection.live import LayerRun, LiveModel, open_live
-from querykey.inspection.moments import Moments
 from querykey.inspection.summary import sentences
 from querykey.inspection.tables import forecast_words
 from querykey.inspection.text import pieces
+from querykey.models.huggingface import LayerRun, LiveModel, open_live
+from querykey.models.moments import Moments
 
 GENERATOR = torch.Generator().manual_seed(5)
 IDS = torch.randint(3, 61, (6, 23), generator=GENERATOR)  # more tokens than the width of the models

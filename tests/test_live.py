@@ -14,8 +14,8 @@ from transformers.utils import logging
 
 from checkpoints import TINY, seen, tie, tiny_config, tiny_model
 from querykey.checkpoint import CheckpointError
-from querykey.inspection.change import Change
-from querykey.inspection.live import LiveModel, open_live
+from querykey.models.huggingface import LiveModel, open_live
+from querykey.models.intervention import Change
 
 OPEN = ("bert", "gpt2", "llama", "qwen3", "gpt_neox", "modernbert")
 OWN = ("falcon-7b", "falcon-40b", "falcon-rw", "bloom", "gptj", "codegen", "gpt_neo", "mpt")  # attention of their own

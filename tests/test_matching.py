@@ -7,9 +7,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from querykey import Design
+from querykey.study.config import PlanError, Setting
 from querykey.study.matching import TOLERANCE, cost, matched
 from querykey.study.plan import from_mapping
-from querykey.study.setting import PlanError, Setting
 from querykey.study.training import build
 from querykey.tasks import make_task
 

@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 
 from querykey.study.compare import adjust
+from querykey.study.config import PlanError
 from querykey.study.plan import Plan, from_mapping, load_plan
-from querykey.study.setting import PlanError
 
 SMALL = {"designs": ["q,k,v", "q=k,v"], "tasks": {"cycle": {"length": 6, "steps": 5}}}
 

@@ -16,8 +16,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from querykey import figures
 from querykey.design import Design
+from querykey.report import figures
 from querykey.study import report, tables, training
 from querykey.study.answer import in_words
 from querykey.study.compare import describe

@@ -13,8 +13,8 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 from statsmodels.stats.weightstats import ttost_paired
 
-from querykey.study import statistics
-from querykey.study.statistics import (
+from querykey.stats import statistics
+from querykey.stats.statistics import (
     PairedDifference,
     SeedSchedule,
     SignFlips,

@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from querykey.study.statistics import SeedSchedule, holm
-from querykey.study.verdict import (
+from querykey.stats.statistics import SeedSchedule, holm
+from querykey.stats.verdict import (
     Arms,
     Comparison,
     Key,

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from querykey.attention.cache import KVCache
-from querykey.attention.functional import attend
-from querykey.attention.layer import SelfAttention
-from querykey.attention.reference import attention_scores, attention_weights
-from querykey.design import PARTITIONS, Design, DesignError
-from querykey.layout import Layout, PlainWeights
-
 if TYPE_CHECKING:
+    from querykey.attention.cache import KVCache
+    from querykey.attention.functional import attend
+    from querykey.attention.layer import SelfAttention
+    from querykey.attention.reference import attention_scores, attention_weights
+    from querykey.design import PARTITIONS, Design, DesignError
     from querykey.explorer.open import explore
     from querykey.inspection.inspect import inspect
+    from querykey.layout import Layout, PlainWeights
     from querykey.study.compare import compare
 
 __version__ = "0.1.0"
@@ -34,21 +34,33 @@ __all__ = [
     "inspect",
 ]
 
+# Each name with its module, and the extra that the module needs; nothing is imported before it is asked for, so that
+# the command line checks its arguments without waiting for torch.
+_HOME = {
+    "PARTITIONS": ("querykey.design", None),
+    "Design": ("querykey.design", None),
+    "DesignError": ("querykey.design", None),
+    "KVCache": ("querykey.attention.cache", None),
+    "Layout": ("querykey.layout", None),
+    "PlainWeights": ("querykey.layout", None),
+    "SelfAttention": ("querykey.attention.layer", None),
+    "attend": ("querykey.attention.functional", None),
+    "attention_scores": ("querykey.attention.reference", None),
+    "attention_weights": ("querykey.attention.reference", None),
+    "compare": ("querykey.study.compare", "study"),
+    "explore": ("querykey.explorer.open", "explore"),
+    "inspect": ("querykey.inspection.inspect", "inspect"),
+}
+
 
 def __getattr__(name: str) -> Any:
-    """`compare`, `inspect` and `explore` need more than torch, and are imported when they are asked for."""
-    from querykey.extras import needs
+    from querykey.extras import load
 
-    if name == "compare":
-        with needs("study"):
-            from querykey.study.compare import compare
-        return compare
-    if name == "inspect":
-        with needs("inspect"):
-            from querykey.inspection.inspect import inspect
-        return inspect
-    if name == "explore":
-        with needs("explore"):
-            from querykey.explorer.open import explore
-        return explore
-    raise AttributeError(f"module 'querykey' has no attribute {name!r}")
+    if name not in _HOME:
+        raise AttributeError(f"module 'querykey' has no attribute {name!r}")
+    module, extra = _HOME[name]
+    return getattr(load(module, extra) if extra else import_module(module), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -13,9 +13,9 @@ import torch
 from querykey.attention.layer import SelfAttention
 from querykey.bench import memory, passes, theory
 from querykey.bench import peers as others
+from querykey.bench.config import Case, Setting, Shape, machine
 from querykey.bench.passes import LayerPass
 from querykey.bench.peers import Peer
-from querykey.bench.setting import Case, Setting, Shape, machine
 from querykey.bench.timing import Run, Spread, interleave, ratio, spread
 from querykey.design import Design, DesignError
 from querykey.layout import Layout

@@ -13,7 +13,7 @@ from torch.autograd.profiler import profile
 
 from querykey.attention import kernels
 from querykey.attention.blocked import MOST_BYTES
-from querykey.bench.setting import Case
+from querykey.bench.config import Case
 from querykey.bench.timing import Run
 from querykey.extras import load
 from querykey.layout import Layout

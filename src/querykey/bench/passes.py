@@ -23,7 +23,7 @@ from torch import Tensor
 from querykey.attention import masks
 from querykey.attention.cache import KVCache
 from querykey.attention.layer import SelfAttention
-from querykey.bench.setting import Case
+from querykey.bench.config import Case
 from querykey.bench.timing import Run
 from querykey.layout import Layout
 

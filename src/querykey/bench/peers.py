@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from querykey.attention.layer import SelfAttention
+from querykey.bench.config import Case, Shape
 from querykey.bench.passes import differentiated
-from querykey.bench.setting import Case, Shape
 from querykey.bench.timing import Run
 
 PACKAGES = {"mha": "torch", "x-transformers": "x-transformers", "hf": "transformers"}

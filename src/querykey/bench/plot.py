@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from querykey import figures
 from querykey.bench.bench import Bench, Row
-from querykey.bench.setting import PASSES, Setting, Shape
+from querykey.bench.config import PASSES, Setting, Shape
+from querykey.report import figures
 
 _INK = figures.look(0).colour
 _WIDTH = 760  # units of the drawing, as wide as a page shows it

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from querykey.bench.bench import Bench, Row
-from querykey.bench.setting import Setting
+from querykey.bench.config import Setting
 from querykey.bench.timing import Spread
 
 _SPREADS = {

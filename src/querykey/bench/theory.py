@@ -17,7 +17,7 @@ than a processor could while it reads the next one, so there the ratio of bytes 
 
 from __future__ import annotations
 
-from querykey.bench.setting import Case
+from querykey.bench.config import Case
 from querykey.layout import Layout
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from querykey.extras import load, needs
 
 if TYPE_CHECKING:
-    from querykey.bench.setting import Setting
+    from querykey.bench.config import Setting
 
 
 def add_to(commands: Any) -> None:
@@ -80,7 +80,7 @@ def _run(chosen: argparse.Namespace) -> int:
 
 
 def _setting(chosen: argparse.Namespace) -> Setting:
-    from querykey.bench.setting import Setting, Shape
+    from querykey.bench.config import Setting, Shape
     from querykey.design import Design
 
     readers: dict[str, Callable[[str], Any]] = {

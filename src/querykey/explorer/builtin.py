@@ -13,8 +13,8 @@ from pathlib import Path
 
 from querykey.design import Design
 from querykey.extras import load as load_extra
+from querykey.study.config import Setting
 from querykey.study.plan import Cell, TaskChoice
-from querykey.study.setting import Setting
 from querykey.study.training import train
 from querykey.tasks import make_task
 from querykey.threads import one_thread

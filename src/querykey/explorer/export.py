@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from querykey.explorer.subjects import Subject
-from querykey.explorer.switch import Scope
 from querykey.explorer.views import Focus, Viewer
+from querykey.models.replacements import Scope
 from querykey.threads import one_thread
 
 PAGE = Path(__file__).parent / "page"

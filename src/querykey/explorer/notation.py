@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from querykey.inspection.live import LiveModel
+from querykey.models.huggingface import LiveModel
 
 LONGEST = 512  # tokens that are shown at most
 MOST_CHARACTERS = 100_000  # of a text that is taken at all

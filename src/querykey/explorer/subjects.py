@@ -21,11 +21,11 @@ from torch import Tensor
 from querykey.checkpoint import HeadMap
 from querykey.explorer import builtin
 from querykey.explorer.notation import Bytes, Naming, Notation, Numbers, Words
-from querykey.explorer.own import OwnModel
 from querykey.explorer.sample import EXAMPLE, PYTHON, SAMPLE
-from querykey.explorer.switch import Switch, fitted
-from querykey.inspection.change import Change
-from querykey.inspection.live import Run, open_live
+from querykey.models.huggingface import Run, open_live
+from querykey.models.intervention import Change
+from querykey.models.native import OwnModel
+from querykey.models.replacements import Switch, fitted
 from querykey.study.training import load
 from querykey.tasks import Task, make_task
 

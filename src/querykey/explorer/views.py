@@ -21,8 +21,8 @@ from querykey.bilinear import argmax_cycles
 from querykey.explorer.notation import Encoded
 from querykey.explorer.packing import PATTERN_DIGITS, SCORE_DIGITS, packed, raw
 from querykey.explorer.subjects import Subject
-from querykey.explorer.switch import SCOPES, Scope, Setting
-from querykey.inspection.live import LayerRun, Run
+from querykey.models.huggingface import LayerRun, Run
+from querykey.models.replacements import SCOPES, Scope, Setting
 
 KEPT = 150_000_000  # numbers in the patterns of the runs that are kept, so that another head costs nothing
 THUMBNAIL = 48  # positions per side of a head at a glance; longer texts are pooled

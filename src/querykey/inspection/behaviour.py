@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from querykey.bilinear import argmax_cycles
-from querykey.inspection.live import LayerRun
+from querykey.models.huggingface import LayerRun
 
 NEAR = {"self_mass": 0, "previous_mass": -1, "next_mass": 1}  # key position less query position
 CYCLES = ("cycle_1", "cycle_2", "cycle_longer")

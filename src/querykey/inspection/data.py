@@ -17,10 +17,11 @@ from torch import Tensor
 from querykey.bilinear import null
 from querykey.inspection.behaviour import BEHAVIOUR, behaviour, mean, unseeing
 from querykey.inspection.forecast import BATCH, REPLACEMENTS, Yardstick, forecast
-from querykey.inspection.live import LiveModel, Run
-from querykey.inspection.measures import turned, with_null
-from querykey.inspection.moments import Moments
+from querykey.inspection.measures import with_null
 from querykey.inspection.text import pieces
+from querykey.models.huggingface import LiveModel, Run
+from querykey.models.moments import Moments
+from querykey.models.rotation import rotary_form
 from querykey.threads import one_thread
 
 ON_DATA = ("symmetry", "tied_share", "signed_share", "effective_rank", "distance")
@@ -94,7 +95,7 @@ def _gathered(
 def _in_own_metric(moments: Moments, window: int | None) -> dict[str, Any]:
     """The measures of the heads on their own queries and keys, with the null of random weights on the same inputs."""
     form, spectrum, rotary = moments.form(), moments.spectrum(), moments.layer.rotary
-    turning = None if rotary is None else turned(form, rotary, window)
+    turning = None if rotary is None else rotary_form(form, rotary, window)
     random = null(
         len(spectrum),
         moments.head_dim,

@@ -41,10 +41,10 @@ from querykey.bilinear import (
     core_on_keys,
     shared_bias,
 )
-from querykey.inspection.change import Change, HeadInput
-from querykey.inspection.live import LiveModel
-from querykey.inspection.measures import paired_order, turned
-from querykey.inspection.moments import KeyValue, Moments
+from querykey.models.huggingface import LiveModel
+from querykey.models.intervention import Change, HeadInput
+from querykey.models.moments import KeyValue, Moments
+from querykey.models.rotation import paired_order, rotary_form
 from querykey.threads import one_thread
 
 Replacement = Literal["tied", "signed", "core", "key_value", "copied", "uniform"]
@@ -163,7 +163,7 @@ def _rotary(kind: Replacement, moments: Moments) -> tuple[SharedHead, Float[Tens
     form, order = moments.form(), paired_order(moments.layer.rotary, moments.head_dim)
     if kind == "copied":
         return copied_queries(form), torch.zeros_like(moments.mean[:, : moments.head_dim])
-    turning = turned(form, moments.layer.rotary, None)
+    turning = rotary_form(form, moments.layer.rotary, None)
     fit = {"tied": best_tied_rotary, "signed": best_signed_rotary}[kind]
     back = order.argsort()
     shared = fit(turning.form, turning.rotation)

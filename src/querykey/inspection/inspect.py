@@ -18,9 +18,9 @@ import pandas as pd
 
 from querykey.checkpoint import Checkpoint, open_checkpoint
 from querykey.inspection.data import Data, on_text
-from querykey.inspection.live import open_live
 from querykey.inspection.measures import Nulls, Spectrum, measure_layer
 from querykey.inspection.text import read_text
+from querykey.models.huggingface import open_live
 
 LENGTH, PIECES = 128, 32  # tokens in a piece of text, and pieces of it
 

@@ -13,12 +13,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from querykey.bilinear import METRICS, BilinearForm, Null, RotaryForm, Rotation, null, random_heads
+from querykey.bilinear import METRICS, BilinearForm, Null, Rotation, null, random_heads
 from querykey.bilinear.gram import inner, ratio
-from querykey.checkpoint import HeadMap, LayerWeights, Rotary
+from querykey.checkpoint import HeadMap, LayerWeights
+from querykey.models.rotation import rotary_form
 from querykey.threads import one_thread
 
 ROTARY = ("symmetry", "tied_share", "distance")
@@ -63,7 +64,7 @@ def measure_layer(
     """The rows of one layer and the spectra of its heads; distances below `window` count, None: all."""
     layer, (heads, dim, size) = weights.map, weights.W_Q.shape
     form = BilinearForm.from_weights(weights.W_Q, keys_in_pairs(weights), dtype=precision(weights))
-    turning = None if layer.rotary is None else turned(form, layer.rotary, window)
+    turning = None if layer.rotary is None else rotary_form(form, layer.rotary, window)
     random = nulls.of(dim, size, None if turning is None else turning.rotation)
     form.directionality  # noqa: B018 - products as large as the model is wide, for all threads; the rest is small
     with one_thread():
@@ -99,21 +100,6 @@ def keys_in_pairs(weights: LayerWeights) -> Float[Tensor, "kv_heads dim qk_dim"]
     if heads % kv_heads == 0 and weights.map.key_head == tuple(h // (heads // kv_heads) for h in range(heads)):
         return weights.W_K
     return weights.W_K[list(weights.map.key_head)]
-
-
-def turned(form: BilinearForm, rotary: Rotary, window: int | None) -> RotaryForm:
-    """The form under its rotation, with the head's dimensions in the order in which the rotation pairs them."""
-    order = paired_order(rotary, form.head_dim)
-    both = torch.cat([order, order + form.head_dim])
-    rotation = Rotation(rotary.frequency, form.head_dim, window)
-    return RotaryForm(BilinearForm(form.gram[..., both, :][..., both]), rotation)
-
-
-def paired_order(rotary: Rotary, head_dim: int) -> Int[Tensor, " head_dim"]:
-    """The head's dimensions in the order in which `Rotation` pairs them: first ones, second ones, those that rest."""
-    still = torch.ones(head_dim, dtype=torch.bool)
-    still[rotary.pairs.flatten()] = False
-    return torch.cat([*rotary.pairs.T, still.nonzero().flatten()])
 
 
 @one_thread()

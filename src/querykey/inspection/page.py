@@ -15,10 +15,11 @@ import pandas as pd
 from jaxtyping import Float
 from rich.filesize import decimal
 
-from querykey import figures, pages
 from querykey.inspection import tables
 from querykey.inspection.inspect import Inspection
 from querykey.inspection.summary import plural, sentences
+from querykey.report import figures
+from querykey.report import page as pages
 
 POINTS, MOST = 64, 1 << 17  # of a spectrum that are drawn, and of all, so that pages of large models stay light
 PALETTE, RISING = "PuOr_r", "Oranges"

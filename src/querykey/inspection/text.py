@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from querykey.inspection.live import LiveModel
+from querykey.models.huggingface import LiveModel
 
 ROOM = 8  # characters for each token: enough that a piece is nearly always as long as asked for
 

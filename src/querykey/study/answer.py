@@ -11,9 +11,9 @@ from dataclasses import replace
 from math import isnan, nan
 
 from querykey.design import Design
+from querykey.stats.statistics import minimum_seeds
+from querykey.stats.verdict import Comparison, Verdict
 from querykey.study.records import Study
-from querykey.study.statistics import minimum_seeds
-from querykey.study.verdict import Comparison, Verdict
 
 NUMBERED = 5  # tasks up to which a sentence about a design gives its scores
 LEARNED = 0.05  # of the way from chance to the best score: a baseline that is not so far has learned nothing

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from querykey.design import Design
-from querykey.study.setting import Setting
+from querykey.study.config import Setting
 from querykey.tasks import Ceiling, Examples, Relation, argmax_ceiling
 from querykey.tasks.ceiling import Scores
 from querykey.transformer import Transformer

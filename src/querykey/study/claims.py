@@ -14,8 +14,8 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 
 from querykey.design import Design
-from querykey.study.setting import check
-from querykey.study.verdict import Arms, Comparison, Key, Rule, Verdict, compare_family
+from querykey.stats.verdict import Arms, Comparison, Key, Rule, Verdict, compare_family
+from querykey.study.config import check
 
 Expected = Literal["worse", "not worse"]
 Finding = Literal["worse", "not worse", "cannot tell", "not tested"]

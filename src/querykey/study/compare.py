@@ -13,12 +13,12 @@ from typing import Any, Literal
 import torch
 
 from querykey.design import Design
+from querykey.stats.statistics import SeedSchedule
 from querykey.study import engines, ray_engine, result, tuning
+from querykey.study.config import PlanError, Setting
 from querykey.study.matching import Match
 from querykey.study.plan import Cell, Plan, choose_task, load_plan
 from querykey.study.records import Declared, Records, Study, weights_path
-from querykey.study.setting import PlanError, Setting
-from querykey.study.statistics import SeedSchedule
 from querykey.study.training import Outcome
 from querykey.tasks import Task, Text
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Literal, get_args
 
 from querykey.design import Design, DesignError
-from querykey.study.setting import PlanError, Setting
+from querykey.study.config import PlanError, Setting
 
 Match = Literal["width", "parameters", "flops"]
 TOLERANCE = 0.02

@@ -16,8 +16,9 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup, escape
 
-from querykey import figures, pages
 from querykey.design import Design
+from querykey.report import figures
+from querykey.report import page as pages
 from querykey.study import tables
 from querykey.study.answer import NUMBERED, headline, in_words, on_designs
 from querykey.study.maps import SHOWN, head_maps

@@ -21,8 +21,8 @@ from typing import Any
 
 from querykey.design import Design
 from querykey.study.claims import Claim
+from querykey.study.config import PlanError, Setting, check
 from querykey.study.matching import Match, matched
-from querykey.study.setting import PlanError, Setting, check
 from querykey.tasks import TASKS, Task, make_task
 
 PLACES = ("paths", "tokenizer", "prepared")  # options that say where something lies; the data hash says what it is

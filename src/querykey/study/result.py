@@ -17,13 +17,13 @@ import numpy as np
 import pandas as pd
 
 from querykey.design import Design
+from querykey.stats.convergence import converged_at, still_improving
+from querykey.stats.statistics import SeedSchedule
+from querykey.stats.verdict import Arms, Comparison, Rule, compare_family, improvement_over_tasks
 from querykey.study.answer import answer
 from querykey.study.claims import Claim, Judgement, judge, reversals
-from querykey.study.convergence import converged_at, still_improving
+from querykey.study.config import Setting
 from querykey.study.records import Records, Study, weights_path
-from querykey.study.setting import Setting
-from querykey.study.statistics import SeedSchedule
-from querykey.study.verdict import Arms, Comparison, Rule, compare_family, improvement_over_tasks
 
 _IDENTITY = ("key", "task", "design", "seed", "status")
 _POINTS = ("step", "loss", "validation")

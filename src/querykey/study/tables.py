@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from querykey.design import Design
+from querykey.stats.statistics import mean_sd, minimum_seeds
+from querykey.stats.verdict import Comparison, Verdict
 from querykey.study.answer import unlearned
 from querykey.study.ceilings import ceiling
 from querykey.study.claims import Found, Judgement
 from querykey.study.matching import cost
 from querykey.study.result import Result
-from querykey.study.statistics import mean_sd, minimum_seeds
-from querykey.study.verdict import Comparison, Verdict
 from querykey.tasks import Relation
 
 NOTHING = "–"

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from querykey.design import Design
 from querykey.study.ceilings import argmax_share
+from querykey.study.config import Setting
 from querykey.study.plan import Cell
-from querykey.study.setting import Setting
 from querykey.tasks import Examples, Relation, Split, Task, Text, make_task
 from querykey.transformer import Transformer
 

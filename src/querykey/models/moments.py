@@ -10,8 +10,8 @@ from torch import Tensor
 
 from querykey.bilinear import BilinearForm
 from querykey.checkpoint import HeadMap
-from querykey.inspection.change import turned
-from querykey.inspection.live import LayerRun
+from querykey.models.huggingface import LayerRun
+from querykey.models.rotation import rotate_pairs
 
 
 class KeyValue(NamedTuple):
@@ -38,7 +38,9 @@ class Moments:
     def add(self, run: LayerRun) -> None:
         """Takes in one batch."""
         size, rotary = run.query.shape[-2:], self.layer.rotary
-        q, k = (turned(x.reshape(-1, *size), rotary, -1).view_as(x) if rotary else x for x in (run.query, run.key))
+        q, k = (
+            rotate_pairs(x.reshape(-1, *size), rotary, -1).view_as(x) if rotary else x for x in (run.query, run.key)
+        )
         together = torch.cat([q, k, run.value], -1).transpose(0, 1).flatten(1, 2).double()  # heads, tokens, sizes
         self._sum = self._sum + together.sum(1)
         self._square = self._square + together.mT @ together

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from querykey.checkpoint import CheckpointError, HeadMap, Projection, Rotary
+from querykey.checkpoint import CheckpointError, HeadMap, Projection
+from querykey.models.rotation import rotate_pairs
 
 
 class HeadInput(NamedTuple):
@@ -97,29 +98,14 @@ def apply(
     query, key, value = (tensor.clone() for tensor in qkv)
     for head, change in changes.items():
         q, k, v = (tensor[:, head] for tensor in qkv)
-        seen = HeadInput(x, turned(q, layer.rotary, -1), turned(k, layer.rotary, -1), v)
+        seen = HeadInput(x, rotate_pairs(q, layer.rotary, -1), rotate_pairs(k, layer.rotary, -1), v)
         if change.query:
-            query[:, head] = turned(change.query(seen).to(q), layer.rotary, 1)
+            query[:, head] = rotate_pairs(change.query(seen).to(q), layer.rotary, 1)
         if change.key:
-            key[:, head] = turned(change.key(seen).to(k), layer.rotary, 1)
+            key[:, head] = rotate_pairs(change.key(seen).to(k), layer.rotary, 1)
         if change.value:
             value[:, head] = change.value(seen).to(v)
     return query, key, value
-
-
-def turned(
-    x: Float[Tensor, "batch length size"], rotary: Rotary | None, sign: int
-) -> Float[Tensor, "batch length size"]:
-    """`x` rotated to its positions 0, 1, …, or (sign −1) back from them."""
-    if rotary is None:
-        return x
-    angle = torch.arange(x.shape[1])[:, None] * rotary.frequency.double() * sign
-    cos, sin = angle.cos().to(x), angle.sin().to(x)
-    i, j = rotary.pairs.T
-    out = x.clone()
-    out[..., i] = x[..., i] * cos - x[..., j] * sin
-    out[..., j] = x[..., j] * cos + x[..., i] * sin
-    return out
 
 
 def cosine(

@@ -29,7 +29,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from querykey.study.statistics import (
+from querykey.stats.statistics import (
     Equivalence,
     PairedDifference,
     Seeds,

@@ -29,8 +29,8 @@ from torch import Tensor, nn
 
 from querykey.checkpoint import Checkpoint, CheckpointError, HeadMap, LayerWeights, open_checkpoint
 from querykey.extras import load
-from querykey.inspection import change as changing
-from querykey.inspection.change import Change, Map
+from querykey.models import intervention as changing
+from querykey.models.intervention import Change, Map
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -1,4 +1,4 @@
-"""What the pages of reports share: one set of rules for templates, and one stylesheet, `report.css`.
+"""What the pages of reports share: one set of rules for templates, and one stylesheet, `style.css`.
 
 A page is one file that needs nothing beside itself, so the stylesheet goes into it.
 """
@@ -23,5 +23,5 @@ def environment(room: str) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found.globals["stylesheet"] = Markup(files("querykey").joinpath("report.css").read_text("utf-8"))
+    found.globals["stylesheet"] = Markup(files("querykey").joinpath("report/style.css").read_text("utf-8"))
     return found

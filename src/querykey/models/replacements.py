@@ -37,9 +37,9 @@ from querykey.bilinear import (
     shared_bias,
 )
 from querykey.checkpoint import HeadMap
-from querykey.inspection.change import Change, HeadInput, turned
-from querykey.inspection.live import LayerRun
-from querykey.inspection.measures import turned as under_rotation
+from querykey.models.huggingface import LayerRun
+from querykey.models.intervention import Change, HeadInput
+from querykey.models.rotation import rotary_form, rotate_pairs
 from querykey.threads import one_thread
 
 Setting = Literal["trained", "copied", "tied", "signed", "core", "selfmask", "cosine"]
@@ -135,7 +135,7 @@ def _fits(layer: HeadMap, run: LayerRun) -> dict[Setting, Fit]:
             "core": best_core(form, key_only=True),
         }
         return {setting: Fit(head, shared_bias(head, form), order) for setting, head in heads.items()}
-    turning = under_rotation(form, layer.rotary, WINDOW)
+    turning = rotary_form(form, layer.rotary, WINDOW)
     first, second = layer.rotary.pairs.T
     still = torch.ones(form.head_dim, dtype=torch.bool)
     still[layer.rotary.pairs.flatten()] = False
@@ -149,7 +149,7 @@ def _fits(layer: HeadMap, run: LayerRun) -> dict[Setting, Fit]:
 
 def _samples(x: Float[Tensor, "batch heads length size"], layer: HeadMap) -> Float[Tensor, "heads tokens size"]:
     """All queries or keys of each head, as they are before the rotation."""
-    back = torch.stack([turned(x[:, head], layer.rotary, -1) for head in range(x.shape[1])])
+    back = torch.stack([rotate_pairs(x[:, head], layer.rotary, -1) for head in range(x.shape[1])])
     return back.flatten(1, 2).double()
 
 

@@ -17,9 +17,9 @@ from torch import Tensor
 from querykey.attention import masks, reference, rotary, similarity
 from querykey.attention.layer import SelfAttention
 from querykey.checkpoint import HeadMap, Projection, Rotary
-from querykey.inspection import change as changing
-from querykey.inspection.change import Change
-from querykey.inspection.live import LayerRun, Run
+from querykey.models import intervention as changing
+from querykey.models.huggingface import LayerRun, Run
+from querykey.models.intervention import Change
 from querykey.transformer import Transformer
 
 EPSILON = 1e-6  # of the RMS norm of queries and keys, as in SelfAttention

@@ -1,0 +1,1 @@
+"""What every report shares: figures, the page template and its stylesheet."""

@@ -1,0 +1,1 @@
+"""Hypothesis tests, intervals, verdicts and convergence: numpy and scipy only."""
