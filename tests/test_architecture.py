@@ -22,7 +22,6 @@ FLOORS = (
     {"cli"},
 )
 CIRCLES = {  # to be taken apart
-    frozenset({"design", "layout"}),
     frozenset(f"study.{name}" for name in ("maps", "page", "terminal", "tables", "report", "result")),
 }
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from querykey import PARTITIONS, Design, KVCache, SelfAttention
+from querykey import PARTITIONS, KVCache, Layout, SelfAttention
 from querykey.bench import memory, passes, peers, theory
 from querykey.bench.config import PASSES, Case, Setting, Shape
 
@@ -41,7 +41,7 @@ def test_layer_and_floor_do_the_work_that_theory_counts(design, what, monkeypatc
     # the counter does not follow `grad` to leaves
     monkeypatch.setattr(torch.autograd, "grad", lambda out, leaves, direction: out.backward(direction))
     one = case(what)
-    layout = Design.parse(design).resolve(SHAPE.dim, SHAPE.heads)
+    layout = Layout.of(design, SHAPE.dim, SHAPE.heads)
     expected = theory.flops(layout, one)
     if what == "prefill":
         assert expected == SHAPE.batch * layout.flops(SHAPE.length)
@@ -54,7 +54,7 @@ def test_layer_and_floor_do_the_work_that_theory_counts(design, what, monkeypatc
 
 
 def test_a_causal_mask_leaves_half_of_the_pairs():
-    layout = Design().resolve(20, 4)
+    layout = Layout.of("q,k,v", 20, 4)
     whole, causal = (theory.flops(layout, case("prefill", causal=causal)) for causal in (False, True))
     hidden = 7 * 6 // 2  # pairs above the diagonal
     assert whole - causal == 3 * hidden * 2 * 4 * (5 + 5)
@@ -62,7 +62,7 @@ def test_a_causal_mask_leaves_half_of_the_pairs():
 
 @pytest.mark.parametrize("window", [1, 3, 6, 7, 8, None])
 def test_a_window_leaves_the_pairs_within_it(window):
-    layout = Design().resolve(20, 4)
+    layout = Layout.of("q,k,v", 20, 4)
     pair = SHAPE.batch * 2 * 4 * (5 + 5)
     seen = [[i - (window or 99) < j <= i for j in range(SHAPE.length)] for i in range(SHAPE.length)]
     fewer = (theory.flops(layout, case("prefill", causal=True, window=size)) for size in (window, 1))
@@ -103,7 +103,7 @@ def test_the_floor_of_a_window_sees_no_more(monkeypatch):
         return real(*given, **how)
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", noted)
-    layout = Design().resolve(SHAPE.dim, SHAPE.heads)
+    layout = Layout.of("q,k,v", SHAPE.dim, SHAPE.heads)
     for what, window in (("prefill", 3), ("prefill", 99), ("decoding", 3)):
         passes.of_floor(layout, case(what)._replace(causal=True, window=window))()
     (prefill, whole, step) = asked
@@ -116,7 +116,7 @@ def test_the_floor_of_a_window_sees_no_more(monkeypatch):
 def test_bytes_of_a_decoding_step():
     weights = 20 * 20 + 10 * 20 + 20 * 20  # queries, the two heads of 5 that are keys and values, output
     kept = 3 * (CACHED + 1) * 10
-    layout = Design.parse("q,k=v+kv_heads=2").resolve(20, 4)
+    layout = Layout.of("q,k=v+kv_heads=2", 20, 4)
     assert theory.step_bytes(layout, case("decoding")) == 4 * (weights + kept)
     assert theory.step_bytes(layout, case("decoding", dtype="bfloat16")) == 2 * (weights + kept)
 
@@ -124,7 +124,7 @@ def test_bytes_of_a_decoding_step():
 @pytest.mark.parametrize("rotary", [False, True])
 @pytest.mark.parametrize("design", ["q,k,v", "q,k=v", "q=k,v+core=full+selfmask", "q,k,v+kv_heads=2+qknorm"])
 def test_a_decoding_step_leaves_the_cache_as_it_was(design, rotary):
-    layout = Design.parse(design).resolve(24, 4, rotary=rotary)
+    layout = Layout.of(design, 24, 4, rotary=rotary)
     layer, one = layer_of(layout, causal=True), case("decoding", SHAPE._replace(dim=24))
     x, plain = one.input(), KVCache()
     made = passes.of_layer(layer, x, one)
@@ -238,7 +238,7 @@ def test_the_estimate_is_near_what_a_pass_takes(design, what, causal):
     """Never less than three quarters, never more than three times; some kilobytes aside."""
     shape = Shape(2, 320, 64, 4)
     one = case(what, shape, cached=500, causal=causal)
-    layout = Design.parse(design).resolve(64, 4)
+    layout = Layout.of(design, 64, 4)
     run = passes.of_layer(layer_of(layout, causal), one.input(), one).run
     peak, estimate = memory.peak_bytes(run, one.device), 4 * memory._running_numbers(layout, one)
     assert 0.75 * peak - 4096 < estimate < 3 * peak + 40_000
@@ -246,7 +246,7 @@ def test_the_estimate_is_near_what_a_pass_takes(design, what, causal):
 
 def test_the_estimate_knows_when_all_scores_are_kept():
     shape = Shape(2, 320, 16, 4)
-    one, layout = case("prefill", shape), Design().resolve(16, 4)
+    one, layout = case("prefill", shape), Layout.of("q,k,v", 16, 4)
     assert not memory.keeps_all_scores(layout, one)
     with sdpa_kernel(SDPBackend.MATH):
         assert memory.keeps_all_scores(layout, one)
@@ -256,7 +256,7 @@ def test_the_estimate_knows_when_all_scores_are_kept():
 
 
 def test_a_shape_that_does_not_fit_is_refused_with_its_bytes():
-    one, layouts = case("prefill", Shape(8, 1024, 64, 4)), [Design().resolve(64, 4)]
+    one, layouts = case("prefill", Shape(8, 1024, 64, 4)), [Layout.of("q,k,v", 64, 4)]
     needed = memory.needed_bytes(layouts, one)
     memory.refuse_too_large(layouts, one, available=needed)
     with pytest.raises(ValueError, match=r"needs about 0\.0\d+ GB, but 0\.001 GB are free on cpu"):

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from querykey import PARTITIONS, Design, DesignError, KVCache, SelfAttention
+from querykey import PARTITIONS, Design, DesignError, KVCache, Layout, SelfAttention
 
 WORDS = ("core=full", "core=signed", "selfmask", "cosine", "l2", "qknorm", "qk_dim=16", "kv_heads=2", "qkscale=0.25")
 
@@ -122,7 +122,7 @@ def test_text_that_is_no_design_is_refused_with_a_sentence(text, sentence):
 def test_designs_that_cannot_be_are_refused_at_resolve(text, sizes, sentence):
     design = Design.parse(text)
     with pytest.raises(DesignError, match=sentence):
-        design.resolve(**({"dim": 24, "heads": 4} | sizes))
+        Layout.of(design, **({"dim": 24, "heads": 4} | sizes))
 
 
 def valid_layers():

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from querykey import PARTITIONS, Design, DesignError, KVCache, SelfAttention
+from querykey import PARTITIONS, Design, DesignError, KVCache, Layout, SelfAttention
 
 HEADS, DIM, LENGTH, KEYS, BATCH = 6, 60, 7, 11, 3  # heads of 10 numbers, so that rotary has pairs
 
@@ -56,7 +56,7 @@ def possible(sharing, option, rotary=False):
     try:
         design = Design.parse(sharing + option)
         head_dim = DIM // (design.kv_heads or HEADS) if "x" in sharing else DIM // HEADS
-        design.resolve(DIM, HEADS, head_dim=head_dim, rotary=rotary)
+        Layout.of(design, DIM, HEADS, head_dim=head_dim, rotary=rotary)
     except DesignError:
         return None
     return design, head_dim

@@ -17,6 +17,7 @@ import torch
 from rich.console import Console
 
 from querykey.design import Design
+from querykey.layout import Layout
 from querykey.report import figures
 from querykey.study import report, tables, training
 from querykey.study.answer import in_words
@@ -272,11 +273,11 @@ def test_json_is_strict_and_whole(tmp_path):
 def test_costs_are_the_layouts(ladder):
     costs = ladder.costs.set_index(["task", "design"])
     for task, length in (("cycle", 12), ("swap", 12)):
-        layout = Design.parse("q=k,v+core=full").resolve(12, 2)
+        layout = Layout.of("q=k,v+core=full", 12, 2)
         row = costs.loc[(task, "q=k,v+core=full")]
         assert row["parameters"] == layout.parameters == 3 * 144 + 2 * 36
         assert row["flops"] == layout.flops(length)
-        assert row["flops_ratio"] == layout.flops(length) / Design.parse("q,k,v").resolve(12, 2).flops(length)
+        assert row["flops_ratio"] == layout.flops(length) / Layout.of("q,k,v", 12, 2).flops(length)
         assert costs.loc[(task, "q=k,v"), "parameters_ratio"] == 0.75
 
 

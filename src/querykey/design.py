@@ -5,8 +5,7 @@
 are all the partitions of the three roles. A part may also hold `x`, the input itself, unprojected: `q=k=x,v` takes
 the input as query and as key. Options follow, each with a plus sign: `q=k,v+core=full+selfmask`.
 
-`Design.parse` knows no sizes; `Design.resolve` meets them, and gives a `Layout`: named weights, their shapes, and what
-the design costs. All refusals of combinations happen there.
+A design has no sizes. `Layout.of` takes a design and sizes, and refuses impossible combinations.
 """
 
 from __future__ import annotations
@@ -16,10 +15,7 @@ import difflib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
-
-if TYPE_CHECKING:
-    from querykey.layout import Layout
+from typing import Any, Literal, get_args
 
 Similarity = Literal["dot", "cosine", "l2"]
 Core = Literal["signed", "symmetric", "full"]
@@ -120,32 +116,6 @@ class Design:
     def shares(self, first: str, second: str) -> bool:
         """Whether two of the roles q, k, v and the input x are one tensor."""
         return any(first in part and second in part for part in self.parts)
-
-    def resolve(
-        self,
-        dim: int,
-        heads: int,
-        *,
-        head_dim: int | None = None,
-        bias: bool = False,
-        rotary: bool = False,
-    ) -> Layout:
-        """The weights of this design at these sizes, and what they cost.
-
-        Args:
-            dim: width of the model.
-            heads: number of query heads.
-            head_dim: size of a head's values, and of its queries and keys unless `qk_dim` says otherwise;
-                ``dim / heads`` when not given.
-            bias: whether each projection has a bias.
-            rotary: whether queries and keys are rotated by position.
-
-        Raises:
-            DesignError: if the design cannot be, at all or at these sizes.
-        """
-        from querykey.layout import resolve  # the layout imports this module
-
-        return resolve(self, dim, heads, head_dim=head_dim, bias=bias, rotary=rotary)
 
 
 def _canonical(sharing: str) -> str:

@@ -61,7 +61,7 @@ class PlainWeights(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """A design at sizes: see `Design.resolve`, which makes one.
+    """A design at sizes, made by `Layout.of`.
 
     `projections` maps each projection, such as ``"qk_proj"``, to its (heads, head size); `reads` maps each role to the
     projection that it reads, or to ``"x"``; `cached` maps what a decoding step must keep to its (heads, head size).
@@ -75,6 +75,50 @@ class Layout:
     qk_dim: int
     bias: bool
     rotary: bool
+
+    @classmethod
+    def of(
+        cls,
+        design: Design | str,
+        dim: int,
+        heads: int,
+        *,
+        head_dim: int | None = None,
+        bias: bool = False,
+        rotary: bool = False,
+    ) -> Layout:
+        """The weights of a design at these sizes, and what they cost.
+
+        Args:
+            design: a `Design`, or the word that spells it.
+            dim: width of the model.
+            heads: number of query heads.
+            head_dim: head size of values, and of queries and keys unless the design's `qk_dim` says otherwise;
+                ``dim / heads`` when not given.
+            bias: whether each projection has a bias.
+            rotary: whether queries and keys are rotated by position.
+
+        Raises:
+            DesignError: if the design is impossible, at all or at these sizes.
+        """
+        design = Design.parse(design)
+        try:
+            _refuse_impossible(design, rotary)
+            for name, value in {"dim": dim, "heads": heads, "head_dim": head_dim}.items():
+                if value is not None and value < 1:
+                    raise DesignError(f"{name} must be positive, not {value}")
+            if head_dim is None:
+                if dim % heads:
+                    raise DesignError(f"{heads} heads do not divide dim {dim}; change one of them or give head_dim")
+                head_dim = dim // heads
+            kv_heads = heads if design.kv_heads is None else design.kv_heads
+            if heads % kv_heads:
+                raise DesignError(f"kv_heads {kv_heads} must divide the {heads} query heads")
+            layout = cls(design, dim, heads, kv_heads, head_dim, design.qk_dim or head_dim, bias, rotary)
+            _refuse_sizes(layout)
+        except DesignError as error:
+            raise DesignError(f"design {design}: {error}") from None
+        return layout
 
     @property
     def projections(self) -> dict[str, tuple[int, int]]:
@@ -206,35 +250,6 @@ class Layout:
     def _bias_per_head(self, tensors: Mapping[str, Tensor], role: str) -> Tensor | None:
         bias = tensors.get(f"{self.reads[role]}.bias")
         return None if bias is None else bias.unflatten(0, self.head_shape(role))
-
-
-def resolve(
-    design: Design,
-    dim: int,
-    heads: int,
-    *,
-    head_dim: int | None = None,
-    bias: bool = False,
-    rotary: bool = False,
-) -> Layout:
-    """See `Design.resolve`."""
-    try:
-        _refuse_impossible(design, rotary)
-        for name, value in {"dim": dim, "heads": heads, "head_dim": head_dim}.items():
-            if value is not None and value < 1:
-                raise DesignError(f"{name} must be positive, not {value}")
-        if head_dim is None:
-            if dim % heads:
-                raise DesignError(f"{heads} heads do not divide dim {dim}; change one of them or give head_dim")
-            head_dim = dim // heads
-        kv_heads = heads if design.kv_heads is None else design.kv_heads
-        if heads % kv_heads:
-            raise DesignError(f"kv_heads {kv_heads} must divide the {heads} query heads")
-        layout = Layout(design, dim, heads, kv_heads, head_dim, design.qk_dim or head_dim, bias, rotary)
-        _refuse_sizes(layout)
-    except DesignError as error:
-        raise DesignError(f"design {design}: {error}") from None
-    return layout
 
 
 def _refuse_impossible(design: Design, rotary: bool) -> None:

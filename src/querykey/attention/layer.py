@@ -68,7 +68,7 @@ class SelfAttention(nn.Module):
             raise ValueError(f"dropout must be a probability from 0 to below 1, not {dropout}")
         masks.check_window(window, causal)
         self.design = Design.parse(design)
-        self.layout = self.design.resolve(dim, heads, head_dim=head_dim, bias=bias, rotary=rotary)
+        self.layout = Layout.of(self.design, dim, heads, head_dim=head_dim, bias=bias, rotary=rotary)
         self.causal = causal
         self.window = window
         self.dropout = dropout

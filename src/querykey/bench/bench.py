@@ -210,7 +210,7 @@ def _ours(layouts: list[Layout], rivals: list[Peer], rotary: bool) -> list[_Ours
 
 def _matching(peer: Peer, like: Layout) -> Layout:
     """Of q,k,v, with what it takes to compute the same as a peer."""
-    return _PLAIN.resolve(like.dim, like.heads, bias=peer.bias, rotary=peer.rotary)
+    return Layout.of(_PLAIN, like.dim, like.heads, bias=peer.bias, rotary=peer.rotary)
 
 
 def _layer(layout: Layout, case: Case) -> SelfAttention:
@@ -254,7 +254,7 @@ def _resolved(setting: Setting, shape: Shape, notes: list[str]) -> list[Layout]:
     found = []
     for number, design in enumerate(setting.designs):
         try:
-            found.append(design.resolve(shape.dim, shape.heads, rotary=setting.rotary))
+            found.append(Layout.of(design, shape.dim, shape.heads, rotary=setting.rotary))
         except DesignError as error:
             if number == 0:
                 raise ValueError(f"shape {shape}: the first design is the baseline and must be: {error}") from None
@@ -266,7 +266,7 @@ def _try_out(case: Case) -> None:
     """A pass of a tiny layer, so that a dtype which the device cannot compute in is refused at the start."""
     small = case._replace(shape=Shape(1, 2, 16, 2), cached=2)
     try:
-        passes.of_layer(_layer(_PLAIN.resolve(16, 2), small), small.input(), small).run()
+        passes.of_layer(_layer(Layout.of(_PLAIN, 16, 2), small), small.input(), small).run()
     except (RuntimeError, TypeError, NotImplementedError) as error:
         dtype = str(case.dtype).removeprefix("torch.")
         reason = str(error).splitlines()[0]

@@ -64,14 +64,16 @@ def _run(chosen: argparse.Namespace) -> int:
 
 def _resolve_grouped(design: Design, chosen: argparse.Namespace) -> tuple[Layout, str]:
     """With the key heads asked for, where the design can have them; else without, and a note that says why."""
+    from querykey.layout import Layout  # needs torch, which the parser does not
+
     sizes = {"dim": chosen.dim, "heads": chosen.heads, "head_dim": chosen.head_dim}
-    plain = design.resolve(**sizes)
+    plain = Layout.of(design, **sizes)
     if chosen.kv_heads in (None, plain.kv_heads) or design.kv_heads:
         return plain, ""
     if chosen.kv_heads < 1 or chosen.heads % chosen.kv_heads:
         raise ValueError(f"--kv-heads {chosen.kv_heads} must divide the {chosen.heads} query heads")
     try:
-        return dataclasses.replace(design, kv_heads=chosen.kv_heads).resolve(**sizes), ""
+        return Layout.of(dataclasses.replace(design, kv_heads=chosen.kv_heads), **sizes), ""
     except DesignError as error:
         why = str(error).partition(": ")[2]
         return plain, f"{design} is shown with {plain.kv_heads} key heads: {why}"

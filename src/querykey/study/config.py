@@ -68,7 +68,7 @@ class Setting:
         Raises:
             DesignError: if it cannot be at these sizes.
         """
-        return design.resolve(self.dim, self.heads, head_dim=self.head_dim, rotary=self.positions == "rotary")
+        return Layout.of(design, self.dim, self.heads, head_dim=self.head_dim, rotary=self.positions == "rotary")
 
 
 def check(name: str, good: bool, expected: str, given: object) -> None:
