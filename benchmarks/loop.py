@@ -32,7 +32,7 @@ class Plain(nn.Module):
 
     def __init__(self, task: Task, choice: TaskChoice) -> None:
         super().__init__()
-        size = choice.setting
+        size = choice.config
         self.embedding = nn.Embedding(task.vocabulary, size.dim)
         self.positions = nn.Parameter(torch.randn(task.length, size.dim) * (task.positions != "none"))
         layer = nn.TransformerEncoderLayer(
@@ -91,7 +91,7 @@ def comparison(plan: Plan) -> float:
 
 def train(task: Task, choice: TaskChoice, seed: int) -> float:
     """The score on test."""
-    size, generator = choice.setting, torch.Generator().manual_seed(seed)
+    size, generator = choice.config, torch.Generator().manual_seed(seed)
     model = Plain(task, choice)
     optimiser = torch.optim.AdamW(model.parameters(), lr=size.lr)
     validation = task.sample(VALIDATION, generator, "validation")

@@ -108,7 +108,7 @@ def summarise(result: Result) -> dict[str, Any]:
 
 def _row(result: Result, task: str, design: str) -> Row:
     facts = result.study.tasks[task]
-    settings = result.settings(task).get(design)
+    settings = result.configs(task).get(design)
     row: Row = {"task": task, "kind": facts.get("task", task), "metric": facts["metric"], "design": design}
     row |= {"margin": _digits(result.margins[task]), "chance": _digits(facts["chance"])}
     row["parameters"] = settings and settings.layers * settings.layout(Design.parse(design)).parameters

@@ -5,7 +5,7 @@ import torch
 
 from querykey import Design
 from querykey.study.ceilings import argmax_share, ceiling, kind_of_scores
-from querykey.study.config import Setting
+from querykey.study.config import Config
 from querykey.study.plan import from_mapping
 from querykey.study.training import train
 from querykey.tasks import Relation
@@ -35,7 +35,7 @@ def test_no_trained_head_exceeds_its_ceiling(kind):
     reached = {}
     for cell in plan.cells(tasks):
         share = train(cell).metrics["argmax"]
-        bound = ceiling(tasks["relation"], cell.design, cell.task.setting).fraction
+        bound = ceiling(tasks["relation"], cell.design, cell.task.config).fraction
         assert share <= bound + 1e-9, (cell.design, share, bound)
         reached[str(cell.design)] = share
     assert reached["q,k,v"] > 0.9
@@ -54,5 +54,5 @@ def test_the_share_by_hand():
 
 
 def test_a_ceiling_is_of_one_head():
-    assert ceiling(Relation(), Design.parse("q=k,v"), Setting(layers=1, heads=2)) is None
-    assert ceiling(Relation(), Design.parse("q=k,v"), Setting(layers=2, heads=1)) is None
+    assert ceiling(Relation(), Design.parse("q=k,v"), Config(layers=1, heads=2)) is None
+    assert ceiling(Relation(), Design.parse("q=k,v"), Config(layers=2, heads=1)) is None

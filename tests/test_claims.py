@@ -248,7 +248,7 @@ def test_learning_rates_that_differ_are_told(tmp_path):
     tied = Design.parse("q=k,v")
     slower = [
         dataclasses.replace(
-            cell, task=dataclasses.replace(cell.task, setting=dataclasses.replace(cell.task.setting, lr=0.003))
+            cell, task=dataclasses.replace(cell.task, config=dataclasses.replace(cell.task.config, lr=0.003))
         )
         if cell.design == tied and cell.task.name == "swap"
         else cell

@@ -155,7 +155,7 @@ def test_each_design_gets_the_learning_rate_that_is_best_on_validation(tmp_path,
 
     def made_up(work, workers):
         for cell, _ in work:
-            rate = cell.task.setting.lr
+            rate = cell.task.config.lr
             validation = 0.9 if rate == best[str(cell.design)] else 0.2
             if rate == 1.0:
                 yield cell, Outcome("diverged")

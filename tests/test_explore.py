@@ -137,7 +137,7 @@ def test_notations() -> None:
 
 def test_a_trained_model_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QUERYKEY_CACHE", str(tmp_path))
-    monkeypatch.setattr(builtin, "RECIPES", {"tiny": builtin.Recipe("cycle", "q,k,v", builtin.Setting(steps=3, mlp=0))})
+    monkeypatch.setattr(builtin, "RECIPES", {"tiny": builtin.Recipe("cycle", "q,k,v", builtin.Config(steps=3, mlp=0))})
     shares: list[float] = []
     path = builtin.trained("tiny", shares.append)
     assert shares == pytest.approx([1 / 3, 2 / 3, 1])

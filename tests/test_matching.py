@@ -7,7 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from querykey import Design
-from querykey.study.config import PlanError, Setting
+from querykey.study.config import Config, PlanError
 from querykey.study.matching import TOLERANCE, cost, matched
 from querykey.study.plan import from_mapping
 from querykey.study.training import build
@@ -40,32 +40,32 @@ def flops(model, length):
 @pytest.mark.parametrize("design", OTHERS)
 @pytest.mark.parametrize("rule", ["parameters", "flops"])
 def test_matched_models_cost_the_same(rule, design, mlp):
-    setting = Setting(layers=2, dim=192, heads=4, mlp=mlp, positions="none")
+    config = Config(layers=2, dim=192, heads=4, mlp=mlp, positions="none")
     task = make_task("induction")
     sizes = {}
     for name in ("q,k,v", design):
-        own = matched(setting, Design.parse(name), BASELINE, rule, task.length)
+        own = matched(config, Design.parse(name), BASELINE, rule, task.length)
         plan = from_mapping({"designs": [name], "tasks": {"induction": dataclasses.asdict(own)}}, "one")
         model = build(plan.cells({"induction": task})[0], task)
         sizes[name] = blocks(model) if rule == "parameters" else flops(model, task.length)
         assert sizes[name] == cost(own, Design.parse(name), rule, task.length)
     assert abs(sizes[design] / sizes["q,k,v"] - 1) <= TOLERANCE
-    assert matched(setting, Design.parse(design), BASELINE, "width", task.length) == setting
+    assert matched(config, Design.parse(design), BASELINE, "width", task.length) == config
 
 
 def test_the_mlp_takes_what_sharing_saves_to_the_last_unit():
-    setting = Setting(layers=1, dim=64, heads=4, mlp=4.0)
-    own = matched(setting, Design.parse("q=k,v"), BASELINE, "parameters", 10)
+    config = Config(layers=1, dim=64, heads=4, mlp=4.0)
+    own = matched(config, Design.parse("q=k,v"), BASELINE, "parameters", 10)
     assert own.hidden == 256 + 32  # 64 × 64 parameters saved, 2 × 64 for each hidden unit
-    assert cost(own, Design.parse("q=k,v"), "parameters", 10) == cost(setting, BASELINE, "parameters", 10)
+    assert cost(own, Design.parse("q=k,v"), "parameters", 10) == cost(config, BASELINE, "parameters", 10)
 
 
 def test_what_no_size_can_match_is_refused_with_the_nearest():
-    setting = Setting(layers=1, dim=16, heads=4, head_dim=4, mlp=0)
+    config = Config(layers=1, dim=16, heads=4, head_dim=4, mlp=0)
     with pytest.raises(
         PlanError, match=r"cannot be matched to q,k,v in parameters within 2%: .* a head size of 5, 6\.2% off"
     ):
-        matched(setting, Design.parse("q=k,v"), BASELINE, "parameters", 10)
+        matched(config, Design.parse("q=k,v"), BASELINE, "parameters", 10)
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -79,5 +79,5 @@ def test_an_unknown_rule_is_refused():
 def test_a_plan_gives_each_design_its_own_size():
     plan = from_mapping({"designs": ["q,k,v", "q=k,v"], "match": "parameters", "tasks": {"cycle": {}}, "seeds": 2}, "m")
     cells = plan.cells(plan.make_tasks())
-    assert [cell.task.setting.hidden for cell in cells] == [256, 288, 256, 288]
+    assert [cell.task.config.hidden for cell in cells] == [256, 288, 256, 288]
     assert len({cell.key for cell in cells}) == 4

@@ -26,7 +26,7 @@ def test_files_in_toml_and_python_give_plans(tmp_path):
     )
     plan = load_plan(toml)
     assert (plan.name, plan.seeds, plan.tasks[0].options) == ("mine", 7, {"length": 8})
-    assert (plan.tasks[0].setting.dim, plan.tasks[0].setting.lr) == (24, 0.001)
+    assert (plan.tasks[0].config.dim, plan.tasks[0].config.lr) == (24, 0.001)
     python = tmp_path / "same.py"
     python.write_text(f"from querykey.study.plan import load_plan\ndef plan():\n    return load_plan({str(toml)!r})\n")
     assert load_plan(python) == plan
@@ -83,7 +83,7 @@ def test_the_key_is_of_all_that_decides_and_of_nothing_else(tmp_path):
     assert again.cells(again.make_tasks())[0].key == cell.key
     keys = {cell.key}
     for change in ({"steps": 6}, {"dim": 32}, {"lr": 0.02}, {"dropout": 0.5}):
-        other = adjust(plan, setting=change)
+        other = adjust(plan, config=change)
         keys.add(other.cells(other.make_tasks())[0].key)
     keys |= {dataclasses.replace(cell, seed=1).key, dataclasses.replace(cell, device="cuda:0").key}
     assert len(keys) == 7
@@ -106,17 +106,17 @@ def test_a_text_goes_by_its_content_and_not_by_its_place(tmp_path):
 
 @pytest.mark.usefixtures("unchecked")
 def test_adjusting_a_plan():
-    plan = adjust(load_plan("why"), tasks=["swap", "cycle"], designs=["k,q,v"], seeds=3, setting={"steps": 7})
+    plan = adjust(load_plan("why"), tasks=["swap", "cycle"], designs=["k,q,v"], seeds=3, config={"steps": 7})
     assert isinstance(plan, Plan)
     assert [task.name for task in plan.tasks] == ["swap", "cycle"]
-    assert [task.setting.steps for task in plan.tasks] == [7, 7]
-    assert [task.setting.dim for task in plan.tasks] == [64, 32]  # a task of the plan keeps its other settings
+    assert [task.config.steps for task in plan.tasks] == [7, 7]
+    assert [task.config.dim for task in plan.tasks] == [64, 32]  # a task of the plan keeps its other settings
     with pytest.raises(PlanError, match="text is not among the tasks: swap"):
         adjust(load_plan("why"), tasks=["swap"], text=["here"])
     with pytest.raises(PlanError, match="each task can be named once"):
         adjust(load_plan("why"), tasks=["swap", "swap"])
-    with pytest.raises(PlanError, match="unknown setting 'depth'; the settings are layers"):
-        adjust(load_plan("why"), setting={"depth": 3})
+    with pytest.raises(PlanError, match="unknown option 'depth'; the fields of the config are layers"):
+        adjust(load_plan("why"), config={"depth": 3})
 
 
 def test_a_task_may_be_there_twice_with_designs_of_its_own():
@@ -137,7 +137,7 @@ def test_a_task_may_be_there_twice_with_designs_of_its_own():
     assert [(cell.task.name, str(cell.design)) for cell in cells] == [
         ("small", "q,k,v"), ("small", "q=k,v"), ("large", "q,k,v"), ("large", "q=k,v"), ("large", "q,k=v")
     ]  # fmt: skip
-    assert {cell.config["task"] for cell in cells} == {"cycle"}  # the same cell, whatever a plan calls it
+    assert {cell.plain["task"] for cell in cells} == {"cycle"}  # the same cell, whatever a plan calls it
 
 
 @pytest.mark.usefixtures("unchecked")

@@ -23,13 +23,13 @@ from querykey.study import report, tables, training
 from querykey.study.answer import in_words
 from querykey.study.compare import describe
 from querykey.study.maps import _most_different, attention_maps, head_maps
-from querykey.study.plan import Plan, Setting, TaskChoice
+from querykey.study.plan import Config, Plan, TaskChoice
 from querykey.study.records import Records, weights_path
 from querykey.study.result import read
 from querykey.study.training import Outcome, load
 
 DESIGNS = ("q,k,v", "q=k,v", "q=k,v+core=full")
-SETTING = Setting(layers=1, dim=12, heads=2, mlp=0, steps=2, batch=3, evaluations=2)
+CONFIG = Config(layers=1, dim=12, heads=2, mlp=0, steps=2, batch=3, evaluations=2)
 GONE = "not trained yet"
 
 
@@ -49,7 +49,7 @@ def keep(
 ):
     """Records with these scores by (task, design), one per seed, or by design for every task; None is diverged."""
     designs = tuple(dict.fromkeys(key[1] if isinstance(key, tuple) else key for key in scores))
-    choices = [task if isinstance(task, TaskChoice) else TaskChoice(task, {}, SETTING) for task in tasks]
+    choices = [task if isinstance(task, TaskChoice) else TaskChoice(task, {}, CONFIG) for task in tasks]
     seeds = max(len(some) for some in scores.values())
     plan = Plan(name, tuple(map(Design.parse, designs)), tuple(choices), seeds, question, match)
     made = plan.make_tasks()
@@ -154,7 +154,7 @@ def test_no_harm_is_said_only_when_shown(tmp_path):
 
 
 def test_worse_by_less_than_the_margin_is_no_harm(tmp_path):
-    task = TaskChoice("cycle", {}, SETTING, margin=0.1)
+    task = TaskChoice("cycle", {}, CONFIG, margin=0.1)
     found, about = keep(tmp_path, {"q,k,v": near(0.9), "q=k,v": near(0.88)}, tasks=(task,)).answer()
     assert "did not need different weights on the task" in found
     assert about == "q=k,v: worse, but by less than the margin, on cycle (0.880 against 0.900)."
@@ -172,7 +172,7 @@ def test_other_comparisons_do_not_claim_to_answer_for_queries_and_keys(tmp_path,
 def test_lower_is_better_in_bits(tmp_path):
     text = tmp_path / "text.txt"
     text.write_bytes(bytes(range(256)) * 40)
-    task = TaskChoice("text", {"paths": [str(text)], "length": 16}, SETTING)
+    task = TaskChoice("text", {"paths": [str(text)], "length": 16}, CONFIG)
     result = keep(tmp_path / "run", {"q,k,v": near(2.8), "q=k,v": near(2.9), "q,k=v": near(2.7)}, tasks=(task,))
     assert result.answer()[1] == "q=k,v: worse on text (2.900 against 2.800 bits per byte)."
     assert result.answer()[2] == "q,k=v: better on text (2.700 against 2.800 bits per byte)."
@@ -201,8 +201,8 @@ def test_designs_in_words(design, words):
 
 
 def test_cells_are_flat_and_their_columns_never_collide(tmp_path):
-    options = TaskChoice("cycle", {"length": 6, "names": 7}, replace(SETTING, head_dim=None))
-    sizes = TaskChoice("swap", {}, replace(SETTING, head_dim=3))
+    options = TaskChoice("cycle", {"length": 6, "names": 7}, replace(CONFIG, head_dim=None))
+    sizes = TaskChoice("swap", {}, replace(CONFIG, head_dim=3))
     result = keep(tmp_path, {"q,k,v": [0.5, None], "q=k,v": [0.25, 0.75]}, tasks=(options, sizes), seed=11.0)
     cells = result.cells
     assert len(cells) == 8
@@ -283,7 +283,7 @@ def test_costs_are_the_layouts(ladder):
 
 def test_the_costs_shown_are_those_of_the_largest_model(tmp_path):
     tasks = [
-        TaskChoice(name, {}, replace(SETTING, dim=dim, layers=layers))
+        TaskChoice(name, {}, replace(CONFIG, dim=dim, layers=layers))
         for name, dim, layers in (("cycle", 14, 1), ("swap", 10, 3))
     ]
     result = keep(tmp_path, {"q,k,v": [0.5], "q,k=v": [0.5]}, tasks=tasks)
@@ -304,7 +304,7 @@ def test_whether_training_had_ended_is_per_task_and_design(ladder):
 def test_a_better_design_that_still_improves_is_flagged(ladder, tmp_path):
     flagged = "On cycle, q,k,v was still improving when training ended: this says who is ahead, not who would win."
     assert flagged in tables.notes(ladder)
-    wide = TaskChoice("cycle", {}, SETTING, margin=0.5)  # no curve rises by more
+    wide = TaskChoice("cycle", {}, CONFIG, margin=0.5)  # no curve rises by more
     result = keep(tmp_path, {"q,k,v": near(0.9), "q=k,v": near(0.3)}, tasks=(wide,))
     assert result.comparisons[0].better == "q,k,v"
     assert not any("improving" in note for note in tables.notes(result))
@@ -313,7 +313,7 @@ def test_a_better_design_that_still_improves_is_flagged(ladder, tmp_path):
 
 
 def test_how_designs_are_matched_is_said_with_what_is_left(tmp_path):
-    task = TaskChoice("cycle", {}, replace(SETTING, dim=24, mlp=2.0))
+    task = TaskChoice("cycle", {}, replace(CONFIG, dim=24, mlp=2.0))
     plan = {"q,k,v": [0.5], "q=k,v": [0.5]}
     assert tables.mismatch(keep(tmp_path / "width", plan, tasks=(task,)), "cycle")["q=k,v"][0] == (3 + 4) / (4 + 4)
     result = keep(tmp_path / "parameters", plan, tasks=(task,), match="parameters")
@@ -472,7 +472,7 @@ def test_the_page_says_how_it_was_measured(ladder):
 
 
 def test_the_same_records_give_the_same_bytes(tmp_path):
-    task = TaskChoice("cycle", {}, SETTING)
+    task = TaskChoice("cycle", {}, CONFIG)
     keep(tmp_path, {"q,k,v": [0.5], "q=k,v": [0.25]}, tasks=(task,), weights=True)
     before = torch.get_num_threads()
     first = [form(read(tmp_path)) for form in (report.as_html, report.as_json, report.as_csv)]
@@ -575,7 +575,7 @@ def test_long_curves_are_thinned_and_keep_both_ends(tmp_path, monkeypatch):
 
 def test_differences_are_paired_with_t_intervals_and_margins(tmp_path, monkeypatch):
     base, design = [0.5, 0.75, 1.0, None], [0.25, 0.75, 0.5, 0.5]
-    task = TaskChoice("cycle", {}, SETTING, margin=0.0625)
+    task = TaskChoice("cycle", {}, CONFIG, margin=0.0625)
     result = keep(tmp_path, {"q,k,v": base, "q=k,v": design}, tasks=(task,))
     ((_, (estimate,)), options) = drawn_by(result, monkeypatch, "intervals")[0]
     half = 4.302652729911275 * 0.25 / math.sqrt(3)  # 97.5 % of t with 2 degrees of freedom, from a table
@@ -601,7 +601,7 @@ def small_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     text = folder / "text.txt"
     text.write_bytes(b"0123456789 <&>\n\x00\xff" * 200)
-    small = replace(SETTING, layers=2, heads=3, dim=6)
+    small = replace(CONFIG, layers=2, heads=3, dim=6)
     tasks = (TaskChoice("cycle", {}, small), TaskChoice("text", {"paths": [str(text)], "length": 41}, small))
     return keep(folder / "run", {"q,k,v": [0.5], "q=k,v": [0.5]}, tasks=tasks, weights=True)
 

@@ -12,8 +12,8 @@ from querykey.tasks import Examples, Text, make_task
 from querykey.transformer import Transformer, initialisations
 
 
-def cell(design="q,k,v", task="cycle", seed=0, options=None, **setting):
-    table = {"layers": 1, "dim": 12, "heads": 2, "steps": 9, "batch": 3, "evaluations": 3} | (options or {}) | setting
+def cell(design="q,k,v", task="cycle", seed=0, options=None, **config):
+    table = {"layers": 1, "dim": 12, "heads": 2, "steps": 9, "batch": 3, "evaluations": 3} | (options or {}) | config
     plan = from_mapping({"designs": [design], "tasks": {task: table}}, "one")
     return dataclasses.replace(plan.cells(plan.make_tasks())[0], seed=seed)
 
@@ -118,8 +118,8 @@ class TwoBytes(Text):
 
 
 def test_the_learning_rate_rises_and_falls_in_straight_lines():
-    setting = cell(steps=100, warmup=0.1).task.setting
-    rates = [training.learning_rate(step, setting) for step in range(101)]
+    config = cell(steps=100, warmup=0.1).task.config
+    rates = [training.learning_rate(step, config) for step in range(101)]
     assert rates[0] == pytest.approx(0.1)
     assert max(rates) == rates[9] == rates[10] == 1.0
     assert rates[55] == pytest.approx(0.5)

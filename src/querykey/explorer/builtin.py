@@ -13,15 +13,15 @@ from pathlib import Path
 
 from querykey.design import Design
 from querykey.extras import load as load_extra
-from querykey.study.config import Setting
+from querykey.study.config import Config
 from querykey.study.plan import Cell, TaskChoice
 from querykey.study.training import train
 from querykey.tasks import make_task
 from querykey.threads import one_thread
 
 Progress = Callable[[float], None]
-ONE_HEAD = Setting(layers=1, dim=32, heads=1, head_dim=16, mlp=0, steps=300)
-TEXT = Setting(layers=2, dim=64, heads=4, steps=600, batch=16, lr=5e-3)
+ONE_HEAD = Config(layers=1, dim=32, heads=1, head_dim=16, mlp=0, steps=300)
+TEXT = Config(layers=2, dim=64, heads=4, steps=600, batch=16, lr=5e-3)
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,12 @@ class Recipe:
 
     task: str
     design: str
-    setting: Setting
+    config: Config
 
     def cell(self) -> Cell:
         """The training run."""
         task = make_task(self.task)
-        choice = TaskChoice(self.task, {}, self.setting).completed(task)
+        choice = TaskChoice(self.task, {}, self.config).completed(task)
         return Cell(choice, Design.parse(self.design), 0, "cpu", getattr(task, "data_hash", None))
 
 
@@ -63,7 +63,7 @@ def trained(name: str, progress: Progress = lambda share: None) -> Path:
     if path.exists():
         return path
     with one_thread():
-        train(cell, path, watch=lambda step: progress(step / cell.task.setting.steps))
+        train(cell, path, watch=lambda step: progress(step / cell.task.config.steps))
     return path
 
 

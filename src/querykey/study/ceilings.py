@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from querykey.design import Design
-from querykey.study.config import Setting
+from querykey.study.config import Config
 from querykey.tasks import Ceiling, Examples, Relation, argmax_ceiling
 from querykey.tasks.ceiling import Scores
 from querykey.transformer import Transformer
@@ -21,9 +21,9 @@ def kind_of_scores(design: Design) -> Scores:
     return "psd" if design.similarity == "dot" else "equal norms"
 
 
-def ceiling(task: Relation, design: Design, setting: Setting) -> Ceiling | None:
+def ceiling(task: Relation, design: Design, config: Config) -> Ceiling | None:
     """The ceiling of a design on a relation; None for more than one head or layer, to which it does not apply."""
-    if setting.heads > 1 or setting.layers > 1:
+    if config.heads > 1 or config.layers > 1:
         return None
     return argmax_ceiling(task.kind, task.length, kind_of_scores(design), design.selfmask)
 

@@ -15,7 +15,7 @@ import torch
 from querykey.design import Design
 from querykey.stats.statistics import SeedSchedule
 from querykey.study import engines, ray_engine, result, tuning
-from querykey.study.config import PlanError, Setting
+from querykey.study.config import Config, PlanError
 from querykey.study.matching import Match
 from querykey.study.plan import Cell, Plan, choose_task, load_plan
 from querykey.study.records import Declared, Records, Study, weights_path
@@ -54,7 +54,7 @@ def compare(
     ray_address: str | None = None,
     gpus: float = 0.0,
     watch: Callable[[Progress], None] | None = None,
-    **setting: Any,
+    **config: Any,
 ) -> result.Result:
     """Train designs × tasks × seeds, paired, and compare them.
 
@@ -79,7 +79,7 @@ def compare(
         ray_address: of a running Ray cluster; without, Ray makes one of `workers` cores here.
         gpus: share of a GPU that each Ray task asks for.
         watch: called after each cell.
-        setting: fields of `Setting`, such as ``steps=100`` or ``dim=128``, for all tasks.
+        config: fields of `Config`, such as ``steps=100`` or ``dim=128``, for all tasks.
 
     Raises:
         ValueError: if the plan, a design, a task, the text or the records cannot be used.
@@ -89,9 +89,7 @@ def compare(
         raise PlanError(f"workers must be at least 1, not {workers}")
     growing = seeds == "auto"
     plan = plan if isinstance(plan, Plan) else load_plan(plan)
-    asked = adjust(
-        plan, tasks, designs, text, tokenizer, most_seeds if seeds == "auto" else seeds, match, tune, setting
-    )
+    asked = adjust(plan, tasks, designs, text, tokenizer, most_seeds if seeds == "auto" else seeds, match, tune, config)
     looks = SeedSchedule.within(asked.seeds).looks if growing else (asked.seeds,)
     device = _device(device)
     made = asked.make_tasks()
@@ -158,7 +156,7 @@ def adjust(
     seeds: int | None = None,
     match: Match | None = None,
     tune: Sequence[float] | None = None,
-    setting: dict[str, Any] | None = None,
+    config: dict[str, Any] | None = None,
 ) -> Plan:
     """A plan with some of it replaced; arguments as in `compare`.
 
@@ -177,17 +175,17 @@ def adjust(
             raise PlanError(f"a text is given, but text is not among the tasks: {', '.join(choices)}")
         for name, choice in texts.items():
             choices[name] = dataclasses.replace(choice, options={**choice.options, **given})
-    known = [field.name for field in dataclasses.fields(Setting)]
-    for name in setting or {}:
+    known = [field.name for field in dataclasses.fields(Config)]
+    for name in config or {}:
         if name not in known:
-            raise PlanError(f"unknown setting {name!r}; the settings are {', '.join(known)}")
+            raise PlanError(f"unknown option {name!r}; the fields of the config are {', '.join(known)}")
     try:
         replaced = [
-            dataclasses.replace(choice, setting=dataclasses.replace(choice.setting, **(setting or {})))
+            dataclasses.replace(choice, config=dataclasses.replace(choice.config, **(config or {})))
             for choice in choices.values()
         ]
     except TypeError as error:
-        raise PlanError(f"a setting has the wrong type: {error}") from None
+        raise PlanError(f"a field of the config has the wrong type: {error}") from None
     if designs is not None:  # what a task's own choice was made from is gone
         replaced = [dataclasses.replace(choice, designs=None) for choice in replaced]
     return dataclasses.replace(

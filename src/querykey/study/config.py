@@ -14,7 +14,7 @@ class PlanError(ValueError):
 
 
 @dataclass(frozen=True)
-class Setting:
+class Config:
     """The size of a cell's model, and how it is trained.
 
     Args:
@@ -53,7 +53,7 @@ class Setting:
         for name in ("dropout", "warmup"):
             check(name, 0 <= getattr(self, name) < 1, "from 0 to below 1", getattr(self, name))
         for name in ("mlp", "dropout", "lr", "weight_decay", "warmup"):
-            object.__setattr__(self, name, float(getattr(self, name)))  # 0 and 0.0 are one setting, with one key
+            object.__setattr__(self, name, float(getattr(self, name)))  # 0 and 0.0 are one config, with one key
         known = (None, "none", "learned", "rotary")
         check("positions", self.positions in known, "one of none, learned, rotary", self.positions)
 

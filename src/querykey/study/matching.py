@@ -12,20 +12,20 @@ from collections.abc import Callable
 from typing import Literal, get_args
 
 from querykey.design import Design, DesignError
-from querykey.study.config import PlanError, Setting
+from querykey.study.config import Config, PlanError
 
 Match = Literal["width", "parameters", "flops"]
 TOLERANCE = 0.02
 
 
-def matched(setting: Setting, design: Design, baseline: Design, rule: Match, length: int) -> Setting:
-    """The setting in which a design costs what the baseline costs in the given one.
+def matched(config: Config, design: Design, baseline: Design, rule: Match, length: int) -> Config:
+    """The config in which a design costs what the baseline costs in the given one.
 
     Args:
-        setting: of the baseline.
-        design: whose setting is wanted.
+        config: of the baseline.
+        design: whose config is wanted.
         baseline: what it is matched to.
-        rule: "width" leaves the setting as it is.
+        rule: "width" leaves the config as it is.
         length: positions of the task, for FLOPs.
 
     Raises:
@@ -35,11 +35,11 @@ def matched(setting: Setting, design: Design, baseline: Design, rule: Match, len
     if rule not in get_args(Match):
         raise PlanError(f"match must be one of {', '.join(get_args(Match))}, not {rule!r}")
     if rule == "width" or design == baseline:
-        return setting
-    target = cost(setting, baseline, rule, length)
-    resized = _resize_mlp if setting.mlp else _resize_heads
-    best, miss = setting, abs(cost(setting, design, rule, length) / target - 1)
-    for candidate in resized(setting, design, lambda one: cost(one, design, rule, length) - target):
+        return config
+    target = cost(config, baseline, rule, length)
+    resized = _resize_mlp if config.mlp else _resize_heads
+    best, miss = config, abs(cost(config, design, rule, length) / target - 1)
+    for candidate in resized(config, design, lambda one: cost(one, design, rule, length) - target):
         off = abs(cost(candidate, design, rule, length) / target - 1)
         if off < miss:
             best, miss = candidate, off
@@ -51,35 +51,35 @@ def matched(setting: Setting, design: Design, baseline: Design, rule: Match, len
     return best
 
 
-def cost(setting: Setting, design: Design, rule: Match, length: int) -> int:
+def cost(config: Config, design: Design, rule: Match, length: int) -> int:
     """Parameters of all blocks, or the FLOPs of their matrix products in one forward pass over `length` positions."""
-    layout = setting.layout(design)
-    mlp = 2 * setting.dim * setting.hidden
+    layout = config.layout(design)
+    mlp = 2 * config.dim * config.hidden
     if rule == "flops":
-        return setting.layers * (layout.flops(length) + 2 * length * mlp)
-    return setting.layers * (layout.parameters + mlp)
+        return config.layers * (layout.flops(length) + 2 * length * mlp)
+    return config.layers * (layout.parameters + mlp)
 
 
-def _resize_mlp(setting: Setting, design: Design, excess: Callable[[Setting], int]) -> list[Setting]:
+def _resize_mlp(config: Config, design: Design, excess: Callable[[Config], int]) -> list[Config]:
     """The two hidden widths around the exact one: the cost is linear in the width."""
-    here = excess(setting)
-    wider = _with_hidden(setting, setting.hidden + 1)
-    exact = setting.hidden - here / (excess(wider) - here)
-    return [_with_hidden(setting, max(1, int(exact) + more)) for more in (0, 1)]
+    here = excess(config)
+    wider = _with_hidden(config, config.hidden + 1)
+    exact = config.hidden - here / (excess(wider) - here)
+    return [_with_hidden(config, max(1, int(exact) + more)) for more in (0, 1)]
 
 
-def _with_hidden(setting: Setting, hidden: int) -> Setting:
-    return dataclasses.replace(setting, mlp=hidden / setting.dim)
+def _with_hidden(config: Config, hidden: int) -> Config:
+    return dataclasses.replace(config, mlp=hidden / config.dim)
 
 
-def _resize_heads(setting: Setting, design: Design, excess: Callable[[Setting], int]) -> list[Setting]:
+def _resize_heads(config: Config, design: Design, excess: Callable[[Config], int]) -> list[Config]:
     """Head sizes upwards and downwards until the cost has passed the target; a design may refuse some of them."""
-    start = setting.layout(design).head_dim
+    start = config.layout(design).head_dim
     found = []
     for step in (1, -1):
         size = start
         while 0 < (size := size + step) <= 4 * start:
-            candidate = dataclasses.replace(setting, head_dim=size)
+            candidate = dataclasses.replace(config, head_dim=size)
             try:
                 over = excess(candidate)
             except DesignError:
@@ -90,5 +90,5 @@ def _resize_heads(setting: Setting, design: Design, excess: Callable[[Setting], 
     return found
 
 
-def _named(setting: Setting, design: Design) -> str:
-    return f"an MLP of {setting.hidden}" if setting.mlp else f"a head size of {setting.layout(design).head_dim}"
+def _named(config: Config, design: Design) -> str:
+    return f"an MLP of {config.hidden}" if config.mlp else f"a head size of {config.layout(design).head_dim}"

@@ -217,7 +217,7 @@ def _matching(result: Result) -> dict[str, dict[str, str]]:
 
 def _settings(result: Result) -> tuple[list[str], list[tuple[str, list[str]]]]:
     """Names of the tasks that have a cell, and for each setting its values on each of them."""
-    found = {task: [asdict(one) for one in result.settings(task).values()] for task in result.study.tasks}
+    found = {task: [asdict(one) for one in result.configs(task).values()] for task in result.study.tasks}
     found = {task: settings for task, settings in found.items() if settings}
     names = next(iter(found.values()))[0] if found else {}
     said = {name: [_each_word(one[name] for one in settings) for settings in found.values()] for name in names}

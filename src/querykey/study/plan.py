@@ -21,7 +21,7 @@ from typing import Any
 
 from querykey.design import Design
 from querykey.study.claims import Claim
-from querykey.study.config import PlanError, Setting, check
+from querykey.study.config import Config, PlanError, check
 from querykey.study.matching import Match, matched
 from querykey.tasks import TASKS, Task, make_task
 
@@ -30,7 +30,7 @@ PLACES = ("paths", "tokenizer", "prepared")  # options that say where something 
 
 @dataclass(frozen=True)
 class TaskChoice:
-    """A task of a plan: its name, the options that it is made with, and the setting that is trained on it.
+    """A task of a plan: its name, the options that it is made with, and the config of the models.
 
     `kind` is the name of the task itself, where a plan has it more than once under names of its own. `margin` is a
     difference in the task's metric that does not matter; None takes it from the baseline's seed noise. `designs` are
@@ -39,7 +39,7 @@ class TaskChoice:
 
     name: str
     options: Mapping[str, Any] = field(default_factory=dict)
-    setting: Setting = field(default_factory=Setting)
+    config: Config = field(default_factory=Config)
     margin: float | None = None
     kind: str = ""
     designs: tuple[Design, ...] | None = None
@@ -51,9 +51,9 @@ class TaskChoice:
         check(f"margin of {self.name}", positive, "a positive number", repr(self.margin))
 
     def completed(self, task: Task) -> TaskChoice:
-        """The same with the positions that the task asks for, where the setting leaves them open."""
-        positions = self.setting.positions or task.positions
-        return dataclasses.replace(self, setting=dataclasses.replace(self.setting, positions=positions))
+        """The same with the positions that the task asks for, where the config leaves them open."""
+        positions = self.config.positions or task.positions
+        return dataclasses.replace(self, config=dataclasses.replace(self.config, positions=positions))
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Plan:
         tasks: at least one.
         seeds: how many paired seeds.
         match: what is equal for all designs: "width", "parameters" or "flops"; see `matched`.
-        tune: learning rates to choose from for each design and task; none: the setting's own.
+        tune: learning rates to choose from for each design and task; none: the config's own.
         claims: what is to be judged by the comparisons, stated before they run.
 
     Raises:
@@ -124,11 +124,11 @@ class Plan:
             task = tasks[choice.name]
             for design in self.designs_of(choice):
                 try:
-                    choice.setting.layout(design)  # refuses what cannot be, before it is matched
-                    setting = matched(choice.setting, design, self.baseline, self.match, task.length)
+                    choice.config.layout(design)  # refuses what cannot be, before it is matched
+                    config = matched(choice.config, design, self.baseline, self.match, task.length)
                 except PlanError as error:
                     raise PlanError(f"on {choice.name}, {error}") from None
-                own = dataclasses.replace(choice, setting=setting)
+                own = dataclasses.replace(choice, config=config)
                 found.append(Cell(own, design, 0, device, getattr(task, "data_hash", None)))
         return [dataclasses.replace(cell, seed=seed) for seed in range(self.seeds) for cell in found]
 
@@ -144,7 +144,7 @@ class Cell:
     data_hash: str | None = None
 
     @property
-    def config(self) -> dict[str, Any]:
+    def plain(self) -> dict[str, Any]:
         """All that decides the result, in plain values. A text goes by the hash of its symbols, not by its place."""
         return {
             "task": self.task.kind,
@@ -153,13 +153,13 @@ class Cell:
             "seed": self.seed,
             "device": self.device.partition(":")[0],
             "data_hash": self.data_hash,
-            **dataclasses.asdict(self.task.setting),
+            **dataclasses.asdict(self.task.config),
         }
 
     @property
     def key(self) -> str:
         """A name for the configuration: the same for the same, on any machine."""
-        return hashlib.sha256(json.dumps(self.config, sort_keys=True).encode()).hexdigest()[:16]
+        return hashlib.sha256(json.dumps(self.plain, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def load_plan(name: str | Path) -> Plan:
@@ -187,9 +187,9 @@ def from_mapping(values: Mapping[str, Any], name: str) -> Plan:
     """The plan that plain values describe.
 
     ``designs`` and ``tasks`` are needed; ``seeds``, ``match``, ``tune``, ``question`` and ``claims`` (by name, see
-    `Claim.read`) may be there. ``model`` holds what the settings of all tasks have in common; each table of ``tasks``
-    a task's own, its options and its margin, with ``task`` the task that it is of where the table has another name,
-    and ``designs`` those that are tried on it.
+    `Claim.read`) may be there. ``model`` holds the fields of `Config` that all tasks have in common. Each table of
+    ``tasks`` holds a task's own fields, its options and its margin, with ``task`` the task that it is of where the
+    table has another name, and ``designs`` those that are tried on it.
 
     Raises:
         PlanError: if a key is unknown, or a value is not what it should be.
@@ -199,7 +199,7 @@ def from_mapping(values: Mapping[str, Any], name: str) -> Plan:
         for needed in ("designs", "tasks"):
             check(needed, bool(values.get(needed)), "at least one", "none")
         common = values.get("model", {})
-        _known(common, _SETTINGS, "[model]")
+        _known(common, _FIELDS, "[model]")
         designs = tuple(Design.parse(text) for text in values["designs"])
         claims = tuple(Claim.read(*named) for named in values.get("claims", {}).items())
         for claim in claims:
@@ -223,18 +223,18 @@ def from_mapping(values: Mapping[str, Any], name: str) -> Plan:
 
 
 def choose_task(name: str, table: Mapping[str, Any], common: Mapping[str, Any]) -> TaskChoice:
-    """A task with what a plan says of it: settings, its margin, and the options that only the task knows."""
+    """A task with what a plan says of it: its config, its margin, and its options."""
     kind = table.get("task", name)
-    setting = {key: value for key, value in table.items() if key in _SETTINGS}
-    options = {key: value for key, value in table.items() if key not in (*_SETTINGS, *_OF_PLAN)}
+    config = {key: value for key, value in table.items() if key in _FIELDS}
+    options = {key: value for key, value in table.items() if key not in (*_FIELDS, *_OF_PLAN)}
     if kind not in TASKS:
         make_task(kind)  # refuses, and lists the known ones
     known = tuple(option for option in inspect.signature(TASKS[kind]).parameters if option != "prepared")
-    _known(options, known, f"[tasks.{name}]", listed=dict.fromkeys((*known, *_SETTINGS, *_OF_PLAN)))
-    if "positions" in known and "positions" in setting:  # the task knows what its positions may be
-        options["positions"] = setting["positions"]
+    _known(options, known, f"[tasks.{name}]", listed=dict.fromkeys((*known, *_FIELDS, *_OF_PLAN)))
+    if "positions" in known and "positions" in config:  # the task knows what its positions may be
+        options["positions"] = config["positions"]
     designs = tuple(map(Design.parse, table["designs"])) if "designs" in table else None
-    return TaskChoice(name, options, Setting(**{**common, **setting}), table.get("margin"), kind, designs)
+    return TaskChoice(name, options, Config(**{**common, **config}), table.get("margin"), kind, designs)
 
 
 def _check_claim(claim: Claim, designs: Iterable[Design], tasks: Iterable[str]) -> None:
@@ -245,7 +245,7 @@ def _check_claim(claim: Claim, designs: Iterable[Design], tasks: Iterable[str]) 
             check(f"task of claim {claim.name}", task in tasks, f"one of {', '.join(tasks)}", task)
 
 
-_SETTINGS = tuple(setting.name for setting in dataclasses.fields(Setting))
+_FIELDS = tuple(config.name for config in dataclasses.fields(Config))
 _OF_PLAN = ("task", "margin", "designs")
 
 

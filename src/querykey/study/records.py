@@ -171,7 +171,7 @@ class Records:
             "design": str(cell.design),
             "seed": cell.seed,
             "status": outcome.status,
-            "config": json.dumps(cell.config),
+            "config": json.dumps(cell.plain),
             "metrics": json.dumps(outcome.metrics),
             "curve": json.dumps(outcome.curve),
             "origin": json.dumps(dict(origin()) | {"data_hash": cell.data_hash}),

@@ -22,7 +22,7 @@ from querykey.stats.statistics import SeedSchedule
 from querykey.stats.verdict import Arms, Comparison, Rule, compare_family, improvement_over_tasks
 from querykey.study.answer import answer
 from querykey.study.claims import Claim, Judgement, judge, reversals
-from querykey.study.config import Setting
+from querykey.study.config import Config
 from querykey.study.records import Records, Study, weights_path
 
 _IDENTITY = ("key", "task", "design", "seed", "status")
@@ -115,7 +115,7 @@ class Result:
         each to the baseline, which is NaN until the baseline has a cell.
         """
         rows = []
-        for (task, design), setting in self._settings.items():
+        for (task, design), setting in self._configs.items():
             layout, length = setting.layout(Design.parse(design)), self.study.tasks[task]["length"]
             numbers = (layout.parameters, layout.flops(length), layout.cache_bytes())
             rows.append((task, design, *(setting.layers * number for number in numbers)))
@@ -163,9 +163,9 @@ class Result:
         options = (config["options"] for name, config in self._columns("task", "config") if name == task)
         return dict(next(options, {}))
 
-    def settings(self, task: str) -> dict[str, Setting]:
+    def configs(self, task: str) -> dict[str, Config]:
         """How the models of each design that has a cell of the task were made and trained, the baseline first."""
-        return {design: setting for (name, design), setting in self._settings.items() if name == task}
+        return {design: setting for (name, design), setting in self._configs.items() if name == task}
 
     def scores(self, task: str, design: str, metric: str = "test") -> dict[int, float]:
         """By seed, a metric of a design on a task, by default the test score; NaN where a cell has none."""
@@ -208,12 +208,15 @@ class Result:
         return found
 
     @cached_property
-    def _settings(self) -> dict[tuple[str, str], Setting]:
+    def _configs(self) -> dict[tuple[str, str], Config]:
         """The setting of each task and design of which there is a cell, in the study's order."""
-        names = [one.name for one in fields(Setting)]
-        configs = {(task, design): config for task, design, config in self._columns("task", "design", "config")}
+        names = {one.name for one in fields(Config)}
+        stored = {
+            (task, design): {name: value for name, value in config.items() if name in names}
+            for task, design, config in self._columns("task", "design", "config")
+        }
         order = [(task, design) for task in self.study.tasks for design in self.study.designs]
-        return {pair: Setting(**{name: configs[pair][name] for name in names}) for pair in order if pair in configs}
+        return {pair: Config(**stored[pair]) for pair in order if pair in stored}
 
     def _columns(self, *names: str) -> Iterator[tuple[Any, ...]]:
         return zip(*(self.records[name].tolist() for name in names), strict=True)

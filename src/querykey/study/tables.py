@@ -116,7 +116,7 @@ def choice_rows(result: Result, task: str) -> list[Choice]:
         return []
     relation = Relation(**result.options(task))
     rows = []
-    for design, setting in result.settings(task).items():
+    for design, setting in result.configs(task).items():
         bound = ceiling(relation, Design.parse(design), setting)
         if bound is not None:
             shares = np.array([*result.scores(task, design, "argmax").values()])
@@ -134,7 +134,7 @@ def cost_title(result: Result) -> str | None:
     task = _largest(result)
     if task is None:
         return None
-    setting = next(iter(result.settings(task).values()))
+    setting = next(iter(result.configs(task).values()))
     sizes = f"{_plural(setting.layers, 'layer')}, dim {setting.dim}, {_plural(setting.heads, 'head')}"
     sizes += f" of {setting.head_dim}" if setting.head_dim else ""
     return f"Cost of attention in the model of {task}: {sizes}, {result.study.tasks[task]['length']} positions"
@@ -151,7 +151,7 @@ def cost_rows(result: Result, task: str | None = None) -> list[Cost]:
 
 def mismatch(result: Result, task: str) -> dict[str, tuple[float, float]]:
     """By design, parameters and FLOPs of all blocks, attention and MLP, over those of the baseline."""
-    settings, length = result.settings(task), result.study.tasks[task]["length"]
+    settings, length = result.configs(task), result.study.tasks[task]["length"]
     costs = {
         design: [cost(setting, Design.parse(design), rule, length) for rule in ("parameters", "flops")]
         for design, setting in settings.items()
@@ -214,7 +214,7 @@ def _on_matching(result: Result) -> Iterator[str]:
 def _on_rates(result: Result) -> Iterator[str]:
     """The learning rates of a task whose designs have different ones: they were chosen."""
     for task in result.study.tasks:
-        rates = {design: setting.lr for design, setting in result.settings(task).items()}
+        rates = {design: setting.lr for design, setting in result.configs(task).items()}
         if len(set(rates.values())) > 1:
             chosen = ", ".join(f"{design} {rate:g}" for design, rate in rates.items())
             yield f"On {task} the learning rates chosen on validation are: {chosen}."

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from querykey.design import Design
 from querykey.study.ceilings import argmax_share
-from querykey.study.config import Setting
+from querykey.study.config import Config
 from querykey.study.plan import Cell
 from querykey.tasks import Examples, Relation, Split, Task, Text, make_task
 from querykey.transformer import Transformer
@@ -63,17 +63,17 @@ def train(cell: Cell, weights: Path | None = None, watch: Callable[[int], None] 
     found = getattr(task, "data_hash", None)
     if found != cell.data_hash:
         raise ValueError("the text has changed since the study began; start again, with another --out or the old text")
-    setting, device = cell.task.setting, torch.device(cell.device)
+    config, device = cell.task.config, torch.device(cell.device)
     model = build(cell, task).to(device)
     validation = _to(task.sample(VALIDATION, generator(task.name, cell.seed, "validation"), "validation"), device)
     curve: dict[str, list[float]] = {"step": [], "loss": [], "validation": []}
     optimiser = torch.optim.AdamW(
-        model.parameters(), lr=setting.lr, weight_decay=setting.weight_decay, betas=(0.9, 0.98), fused=True
+        model.parameters(), lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.98), fused=True
     )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: learning_rate(step, setting))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: learning_rate(step, config))
     losses: list[Tensor] = []
-    marks = {round((n + 1) * setting.steps / setting.evaluations) for n in range(setting.evaluations)}
-    for step, examples in enumerate(_batches(task, setting, cell.seed, device), start=1):
+    marks = {round((n + 1) * config.steps / config.evaluations) for n in range(config.evaluations)}
+    for step, examples in enumerate(_batches(task, config, cell.seed, device), start=1):
         loss = _loss(model, examples)
         optimiser.zero_grad()
         loss.backward()
@@ -105,7 +105,7 @@ def train(cell: Cell, weights: Path | None = None, watch: Callable[[int], None] 
 
 def build(cell: Cell, task: Task) -> Transformer:
     """The untrained model of a cell."""
-    return _build(task.vocabulary, task.classes, task.length, task.causal, cell.task.setting, cell.design, cell.seed)
+    return _build(task.vocabulary, task.classes, task.length, task.causal, cell.task.config, cell.design, cell.seed)
 
 
 def load(weights: Path) -> tuple[Transformer, Tensor]:
@@ -116,8 +116,8 @@ def load(weights: Path) -> tuple[Transformer, Tensor]:
         stored = json.loads(file.metadata()["model"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
     example = tensors.pop(EXAMPLE)
-    setting, design = Setting(**stored.pop("setting")), Design.parse(stored.pop("design"))
-    model = _build(**stored, setting=setting, design=design)
+    config, design = Config(**stored.pop("config")), Design.parse(stored.pop("design"))
+    model = _build(**stored, config=config, design=design)
     model.load_state_dict(tensors)
     return model.eval(), example
 
@@ -147,12 +147,12 @@ def score(model: Transformer, task: Task, examples: Examples, split: Split) -> d
     return found
 
 
-def learning_rate(step: int, setting: Setting) -> float:
+def learning_rate(step: int, config: Config) -> float:
     """Share of the peak rate before a step, counted from 0: up over the warm-up, then down to 0, in straight lines."""
-    warmup = max(1, round(setting.warmup * setting.steps))
+    warmup = max(1, round(config.warmup * config.steps))
     if step < warmup:
         return (step + 1) / warmup
-    return max(0.0, (setting.steps - step) / max(1, setting.steps - warmup))
+    return max(0.0, (config.steps - step) / max(1, config.steps - warmup))
 
 
 def generator(task: str, seed: int, use: str) -> torch.Generator:
@@ -166,11 +166,11 @@ def _make_task(name: str, options: str) -> Task:
     return make_task(name, **json.loads(options))
 
 
-def _batches(task: Task, setting: Setting, seed: int, device: torch.device) -> Iterator[Examples]:
+def _batches(task: Task, config: Config, seed: int, device: torch.device) -> Iterator[Examples]:
     source = generator(task.name, seed, "train")
-    for start in range(0, setting.steps, CHUNK):
-        count = min(CHUNK, setting.steps - start)
-        yield from _parts(_to(task.sample(count * setting.batch, source, "train"), device), setting.batch)
+    for start in range(0, config.steps, CHUNK):
+        count = min(CHUNK, config.steps - start)
+        yield from _parts(_to(task.sample(count * config.batch, source, "train"), device), config.batch)
 
 
 def _parts(examples: Examples, size: int) -> Iterator[Examples]:
@@ -195,21 +195,21 @@ def _loss(model: Transformer, examples: Examples) -> Tensor:
 
 
 def _build(
-    vocabulary: int, classes: int, length: int, causal: bool, setting: Setting, design: Design, seed: int = 0
+    vocabulary: int, classes: int, length: int, causal: bool, config: Config, design: Design, seed: int = 0
 ) -> Transformer:
     return Transformer(
         vocabulary,
         classes,
         length,
-        dim=setting.dim,
-        heads=setting.heads,
-        layers=setting.layers,
+        dim=config.dim,
+        heads=config.heads,
+        layers=config.layers,
         design=design,
-        head_dim=setting.head_dim,
-        mlp=setting.mlp,
+        head_dim=config.head_dim,
+        mlp=config.mlp,
         causal=causal,
-        positions=setting.positions or "none",
-        dropout=setting.dropout,
+        positions=config.positions or "none",
+        dropout=config.dropout,
         seed=seed,
     )
 
@@ -222,7 +222,7 @@ def _save(model: Transformer, cell: Cell, task: Task, example: Tensor, path: Pat
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     shape = {name: getattr(task, name) for name in ("vocabulary", "classes", "length", "causal")}
-    kept = shape | {"setting": asdict(cell.task.setting), "design": str(cell.design)}
+    kept = shape | {"config": asdict(cell.task.config), "design": str(cell.design)}
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()} | {EXAMPLE: example}
     try:
         save_file(tensors, partial, metadata={"model": json.dumps(kept), "task": cell.task.kind})

@@ -42,7 +42,7 @@ def best_rates(
         worst = float("-inf") if higher[cell.task.name] else float("inf")
         score = metrics[cell.key].get("validation", worst)
         rates = scores.setdefault((cell.task.name, str(cell.design)), {})
-        rates.setdefault(cell.task.setting.lr, []).append(score)
+        rates.setdefault(cell.task.config.lr, []).append(score)
     chosen = {}
     for (task, design), rates in scores.items():
         sign = 1.0 if higher[task] else -1.0
@@ -52,5 +52,5 @@ def best_rates(
 
 def with_rate(cell: Cell, rate: float) -> Cell:
     """The same cell at another learning rate."""
-    setting = dataclasses.replace(cell.task.setting, lr=rate)
-    return dataclasses.replace(cell, task=dataclasses.replace(cell.task, setting=setting))
+    config = dataclasses.replace(cell.task.config, lr=rate)
+    return dataclasses.replace(cell, task=dataclasses.replace(cell.task, config=config))
