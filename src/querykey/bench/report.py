@@ -15,6 +15,7 @@ from typing import Any
 from querykey.bench.bench import Bench, Row
 from querykey.bench.config import Setting
 from querykey.bench.timing import Spread
+from querykey.report.files import write_atomically
 
 _SPREADS = {
     "seconds": "seconds",
@@ -82,7 +83,8 @@ def write(result: Bench, folder: str | os.PathLike[str]) -> list[Path]:
         "svg": as_svg(result),
     }
     for kind, text in texts.items():
-        (place / f"{name}.{kind}").write_text(text, encoding="utf-8")
+        with write_atomically(place / f"{name}.{kind}") as partial:
+            partial.write_text(text, encoding="utf-8")
     return [place / f"{name}.{kind}" for kind in texts]
 
 

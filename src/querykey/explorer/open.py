@@ -9,6 +9,7 @@ from pathlib import Path
 from querykey.explorer.export import exported
 from querykey.explorer.subjects import Offer, Subject, offers
 from querykey.extras import needs
+from querykey.report.files import write_atomically
 
 Tell = Callable[[str], None]
 
@@ -53,11 +54,9 @@ class Explorer:
 
     def save(self, path: str | Path) -> Path:
         """Writes the page as a file, whole or not at all."""
-        path = Path(path)
-        partial = path.with_name(f"{path.name}.partial")
-        partial.write_text(self.html, encoding="utf-8")
-        partial.replace(path)
-        return path
+        with write_atomically(Path(path)) as partial:
+            partial.write_text(self.html, encoding="utf-8")
+        return Path(path)
 
     def _repr_html_(self) -> str:
         return (

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from querykey.inspection.inspect import Inspection
 from querykey.inspection.page import as_html as as_html
+from querykey.report.files import write_atomically
 
 
 def write_html(inspections: Sequence[Inspection], folder: str | Path) -> Path:
     """Write the page as ``report.html`` into `folder`, which is made if need be; whole or not at all."""
     path = Path(folder) / "report.html"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(as_html(inspections), encoding="utf-8")
-    os.replace(partial, path)
+    with write_atomically(path) as partial:
+        partial.write_text(as_html(inspections), encoding="utf-8")
     return path

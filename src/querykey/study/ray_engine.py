@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from querykey.extras import needs
+from querykey.report.files import write_atomically
 from querykey.study.engines import EngineError, Work
 from querykey.study.plan import Cell
 from querykey.study.training import Outcome, train
@@ -94,7 +95,8 @@ def _run(ray: Any, work: Sequence[Work], workers: int | None, gpus: float) -> It
                 f"{str(error).splitlines()[0]}; what was finished is kept"
             ) from None
         if path is not None and weights is not None:
-            _write(path, weights)
+            with write_atomically(path) as partial:
+                partial.write_bytes(weights)
         yield cell, outcome
 
 
@@ -107,10 +109,3 @@ def _train_far(cell: Cell, keep: bool) -> tuple[Outcome, bytes | None]:
         path = Path(folder) / "weights.safetensors"
         outcome = train(cell, path)
         return outcome, path.read_bytes() if path.exists() else None
-
-
-def _write(path: Path, weights: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_bytes(weights)
-    partial.replace(path)

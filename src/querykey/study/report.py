@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from querykey.report.files import write_atomically
 from querykey.study.page import as_html as as_html
 from querykey.study.result import Result
 from querykey.study.tables import claim_rows
@@ -61,9 +61,8 @@ def as_json(result: Result) -> str:
 def write_html(result: Result) -> Path:
     """Write the page as ``report.html`` beside the records; whole or not at all."""
     path = result.folder / "report.html"
-    partial = path.with_suffix(".partial")
-    partial.write_text(as_html(result), encoding="utf-8")
-    os.replace(partial, path)
+    with write_atomically(path) as partial:
+        partial.write_text(as_html(result), encoding="utf-8")
     return path
 
 

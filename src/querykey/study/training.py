@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from querykey.design import Design
+from querykey.report.files import write_atomically
 from querykey.study.ceilings import argmax_share
 from querykey.study.config import Config
 from querykey.study.plan import Cell
@@ -219,13 +220,11 @@ def _save(model: Transformer, cell: Cell, task: Task, example: Tensor, path: Pat
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
     shape = {name: getattr(task, name) for name in ("vocabulary", "classes", "length", "causal")}
     kept = shape | {"config": asdict(cell.task.config), "design": str(cell.design)}
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()} | {EXAMPLE: example}
     try:
-        save_file(tensors, partial, metadata={"model": json.dumps(kept), "task": cell.task.kind})
+        with write_atomically(path) as partial:
+            save_file(tensors, partial, metadata={"model": json.dumps(kept), "task": cell.task.kind})
     except SafetensorError as error:
-        raise OSError(f"the weights cannot be written to {partial}: {error}") from None
-    partial.replace(path)
+        raise OSError(f"the weights cannot be written to {path}: {error}") from None

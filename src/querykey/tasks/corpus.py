@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Int, Integer
 from torch import Tensor
 
+from querykey.report.files import write_atomically
 from querykey.tasks import sources
 from querykey.tasks.task import Split, check_size
 from querykey.tasks.tokenizer import Tokenizer
@@ -119,13 +120,11 @@ class Corpus:
             tensors |= {f"{name}.data": part.data, f"{name}.ends": part.ends}
             sizes[name] = part.size
         facts = {"data_hash": self.data_hash, "description": self.description, "vocabulary": self.vocabulary}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
         try:
-            save_file(tensors, partial, metadata={"corpus": json.dumps(facts | {"sizes": sizes})})
+            with write_atomically(path) as partial:
+                save_file(tensors, partial, metadata={"corpus": json.dumps(facts | {"sizes": sizes})})
         except SafetensorError as error:
-            raise OSError(f"the text cannot be written to {partial}: {error}") from None
-        partial.replace(path)
+            raise OSError(f"the text cannot be written to {path}: {error}") from None
 
     @classmethod
     def load(cls, path: Path) -> Corpus:
