@@ -185,11 +185,11 @@ WORDS = {
     },
 }  # fmt: skip
 CEILING_ZH = {
-    "s_ij says nothing": "s_ij 与 s_ji 互不相干，每个词元都能选它想选的",
+    "s_ij says nothing": "s_ij 与 s_ji 无关，每个词元可以任意选择",
     "s_ij ≤ s_ii": "s_ij ≤ s_ii，每个词元只会选自己",
     "s_ij = s_ji, so": "s_ij = s_ji，两个词元可以互选",
-    "where i chooses j, s_ii": "沿着「谁选谁」走，键的范数严格增大，圈无法闭合",
-    "where i chooses j and": "沿着「谁选谁」走，分数严格增大，长于二的圈无法闭合",
+    "where i chooses j, s_ii": "沿着“谁选谁”的路径，键的范数严格增大，环无法闭合",
+    "where i chooses j and": "沿着“谁选谁”的路径，打分严格增大，长度超过 2 的环无法闭合",
 }
 
 
@@ -206,6 +206,22 @@ def scores(
     for design in shown:
         if any((task, design) in cells for task in wanted):
             yield _line([f"`{design}`", *(_score(cells.get((task, design)), words, intervals) for task in wanted)])
+
+
+MARKS = {"better": "✓", "same": "✓", "worse": "✗", "cannot tell": "?", "baseline": "baseline"}
+
+
+def marks(kept: dict[str, Any], tasks: str = "", designs: str = "", lang: str = "en") -> Iterator[str]:
+    """Designs by tasks, one sign each: ✓ better or no different, ✗ worse, ? undecided."""
+    words = WORDS[lang]
+    wanted = tasks.split(";") if tasks else list(dict.fromkeys(row["task"] for row in kept["rows"]))
+    cells = {(row["task"], row["design"]): row for row in kept["rows"]}
+    names = {words[word]: sign for word, sign in MARKS.items()}
+    yield _line([words["design"], *wanted])
+    yield _line(["---"] + [":-:"] * len(wanted))
+    for design in designs.split(";") if designs else kept["designs"][1:]:
+        rows = (cells.get((task, design)) for task in wanted)
+        yield _line([f"`{design}`", *("" if row is None else names[_said(row, words).strip("*")] for row in rows)])
 
 
 def differences(
@@ -285,6 +301,7 @@ BITS = ("test", "test_sd", "difference", "low", "high")  # what is in bits per b
 
 KINDS: dict[str, Callable[..., Iterator[str]]] = {
     "scores": scores,
+    "marks": marks,
     "differences": differences,
     "claim": claim,
     "ceilings": ceilings,

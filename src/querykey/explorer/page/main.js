@@ -12,7 +12,7 @@ import { walk } from "./walk.js";
 
 const VIEWS = { walk, map, compare, heads };
 const CLAIMS = { walk: ["c1"], map: ["c1", "c2"], compare: ["c4", "c3", "c6"], heads: ["c1"] };
-const CLAIMS_PAGE = { en: "docs/claims.md", zh: "docs/claims.zh-CN.md" }; // in the project's repository
+const CLAIMS_PAGE = { en: "docs/why.md", zh: "docs/why.zh-CN.md" }; // in the project's repository
 
 const state = {
   view: "walk", model: null, text: "", layer: null, head: null, setting: "trained", scope: "head",
