@@ -11,7 +11,8 @@ ROOT = Path(querykey.__file__).parent
 
 # The floors of the house, lowest first: a room imports from lower floors, and from no other room on its own.
 FLOORS = (
-    {"extras", "threads", "bilinear", "stats", "report", "design"},
+    {"extras", "spelling", "machine", "bilinear", "stats", "report"},
+    {"design"},
     {"layout", "checkpoint", "tasks"},
     {"attention", "generation"},
     {"transformer", "bench"},

@@ -65,9 +65,9 @@ def fake_times(monkeypatch):
         ),
         (["--designs", "q,k"], "v is named 0 times"),
         (["--designs", "q,k,v+kv_heads=3"], "kv_heads 3 must divide the 2 query heads"),
-        (["--passes", "backward"], "unknown pass 'backward'; expected prefill, training, decoding"),
-        (["--against", "flash"], "unknown peer 'flash'; expected mha, x-transformers, hf"),
-        (["--dtype", "int8"], "unknown dtype 'int8'; expected float32, bfloat16, float16, float64"),
+        (["--passes", "backward"], "unknown pass 'backward'; known are prefill, training, decoding"),
+        (["--against", "flash"], "unknown peer 'flash'; known are mha, x-transformers, hf"),
+        (["--dtype", "int8"], "unknown dtype 'int8'; known are float32, bfloat16, float16, float64"),
         (["--device", "abacus"], "device 'abacus' cannot be used; expected cpu, cuda or cuda:N"),
         (["--device", "meta"], "device 'meta' cannot be timed; expected cpu, cuda or cuda:N"),
         (["--device", "cuda:99"], "device 'cuda:99' is not there: torch"),
@@ -207,7 +207,7 @@ def test_the_command_of_a_setting_asks_for_it_again(monkeypatch):
 )
 def test_names_of_machines(name, expected, monkeypatch):
     assert setting.slug(name) == expected
-    monkeypatch.setattr(setting, "_processor", lambda: name)
+    monkeypatch.setattr(setting, "processor", lambda: name)
     monkeypatch.setattr(setting, "cores", lambda: 7)
     assert setting.machine("cpu") == f"7-core-{expected}"
 

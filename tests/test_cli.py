@@ -34,7 +34,7 @@ def refused(capsys, *words):
     [
         (["compare", "--designs", "q,k,v", "q=k,v+kv_heads=2", "--heads", "4"], "needs core=full"),
         (["compare", "--designs", "q,k,v+core=full"], "a core acts where queries and keys are shared"),
-        (["compare", "--designs", "q,k,v", "q=k,v+cores=full"], "the options are core, selfmask"),
+        (["compare", "--designs", "q,k,v", "q=k,v+cores=full"], "known are core, selfmask"),
         (["compare", "--tasks", "cycles"], "unknown task 'cycles' (did you mean 'cycle'?)"),
         (["compare", "--tasks", "swap", "--heads", "5"], "5 heads do not divide dim 64"),
         (["compare", "--tasks", "text", "--text", "no/such/file"], "there is no text at no/such/file"),

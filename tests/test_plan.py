@@ -43,7 +43,7 @@ def test_files_in_toml_and_python_give_plans(tmp_path):
         ({"designs": ["q=k"]}, "v is named 0 times"),
         ({"seeds": 0}, "seeds must be at least 1, not 0"),
         ({"tasks": {"cycel": {}}}, r"unknown task 'cycel' .did you mean 'cycle'"),
-        ({"tasks": {"cycle": {"step": 5}}}, r"\[tasks.cycle\] has the unknown key 'step' .did you mean 'steps'"),
+        ({"tasks": {"cycle": {"step": 5}}}, r"\[tasks.cycle\]: unknown key 'step' .did you mean 'steps'"),
         ({"tasks": {"cycle": {"steps": 0}}}, "steps must be at least 1"),
         ({"tasks": {"cycle": {"steps": "many"}}}, "wrong type"),
         ({"tasks": {"cycle": {"lr": 0}}}, "lr must be above 0"),

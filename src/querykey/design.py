@@ -11,11 +11,12 @@ A design has no sizes. `Layout.of` takes a design and sizes, and refuses impossi
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
+
+from querykey.spelling import unknown
 
 Similarity = Literal["dot", "cosine", "l2"]
 Core = Literal["signed", "symmetric", "full"]
@@ -153,9 +154,7 @@ def _read_option(word: str) -> tuple[str, Any]:
     """`core=full` -> ("core", "full"); `selfmask` -> ("selfmask", True)."""
     name, equals, text = word.partition("=")
     if name not in _OPTIONS:
-        near = difflib.get_close_matches(name, _OPTIONS, n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise DesignError(f"{name!r} is no option{hint}; the options are {', '.join(_OPTIONS)}")
+        raise DesignError(unknown("option", name, _OPTIONS))
     field, reader = _OPTIONS[name]
     if not callable(reader):
         if equals:

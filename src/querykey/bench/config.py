@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import os
-import platform
 import re
-import subprocess
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -16,6 +13,8 @@ from torch import Tensor
 
 from querykey.bench.timing import LEAST_ROUNDS
 from querykey.design import PARTITIONS, Design
+from querykey.machine import cores, processor
+from querykey.spelling import unknown
 
 PASSES = ("prefill", "training", "decoding")
 PEERS = ("mha", "x-transformers", "hf")
@@ -159,7 +158,7 @@ def machine(device: str) -> str:
     """A name of cores and processor, such as ``"2-core-amd-epyc"``, or the accelerator's."""
     if torch.device(device).type == "cuda":
         return slug(torch.cuda.get_device_name(device))
-    return f"{cores()}-core-{slug(_processor())}"
+    return f"{cores()}-core-{slug(processor())}"
 
 
 def slug(name: str) -> str:
@@ -168,26 +167,10 @@ def slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "cpu"
 
 
-def cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _processor() -> str:
-    """As the system names it."""
-    info = Path("/proc/cpuinfo")
-    if info.exists() and (found := re.search(r"^model name\s*:\s*(.+)$", info.read_text(), re.MULTILINE)):
-        return found[1]
-    if platform.system() == "Darwin":
-        asked = subprocess.run(["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True)
-        return asked.stdout.strip() or platform.machine()
-    return platform.processor() or platform.machine()
-
-
 def _check_known(what: str, names: tuple[str, ...], known: tuple[str, ...]) -> None:
     for name in names:
         if name not in known:
-            raise ValueError(f"unknown {what} {name!r}; expected {', '.join(known)}")
+            raise ValueError(unknown(what, name, known))
 
 
 def _check_device(device: str) -> None:

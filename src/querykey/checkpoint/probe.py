@@ -26,7 +26,7 @@ from querykey.checkpoint.own_attention import OwnAttention
 from querykey.checkpoint.rotation import rotation, turns
 from querykey.checkpoint.tracing import Tracer, UntraceableError, same
 from querykey.extras import load
-from querykey.threads import one_thread
+from querykey.machine import one_thread
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel

@@ -17,7 +17,7 @@ from querykey.study.config import Config
 from querykey.study.plan import Cell, TaskChoice
 from querykey.study.training import train
 from querykey.tasks import make_task
-from querykey.threads import one_thread
+from querykey.machine import one_thread
 
 Progress = Callable[[float], None]
 ONE_HEAD = Config(layers=1, dim=32, heads=1, head_dim=16, mlp=0, steps=300)

@@ -21,7 +21,7 @@ import numpy as np
 from querykey.explorer.subjects import Subject
 from querykey.explorer.views import Focus, Viewer
 from querykey.models.replacements import Scope
-from querykey.threads import one_thread
+from querykey.machine import one_thread
 
 PAGE = Path(__file__).parent / "page"
 # fmt: off

@@ -22,7 +22,7 @@ from querykey.inspection.text import pieces
 from querykey.models.huggingface import LiveModel, Run
 from querykey.models.moments import Moments
 from querykey.models.rotation import rotary_form
-from querykey.threads import one_thread
+from querykey.machine import one_thread
 
 ON_DATA = ("symmetry", "tied_share", "signed_share", "effective_rank", "distance")
 ROTARY_ON_DATA = ("symmetry", "tied_share")

@@ -20,7 +20,7 @@ from querykey.bilinear import METRICS, BilinearForm, Null, Rotation, null, rando
 from querykey.bilinear.gram import inner, ratio
 from querykey.checkpoint import HeadMap, LayerWeights
 from querykey.models.rotation import rotary_form
-from querykey.threads import one_thread
+from querykey.machine import one_thread
 
 ROTARY = ("symmetry", "tied_share", "distance")
 COUNTS = ("positive", "negative")

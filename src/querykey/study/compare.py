@@ -12,7 +12,9 @@ from typing import Any, Literal
 
 import torch
 
+from querykey import machine
 from querykey.design import Design
+from querykey.spelling import unknown
 from querykey.stats.statistics import SeedSchedule
 from querykey.study import engines, ray_engine, result, tuning
 from querykey.study.config import Config, PlanError
@@ -94,7 +96,7 @@ def compare(
     device = _device(device)
     made = asked.make_tasks()
     asked.cells(made, device)  # refuses what cannot be, before anything is written
-    workers = workers or (engines.cores() if device == "cpu" else 1)
+    workers = workers or (machine.cores() if device == "cpu" else 1)
     run: Engine = partial(engines.run_local, workers=workers)
     if engine == "ray":
         run = partial(ray_engine.run_ray, workers=workers, address=ray_address, gpus=gpus)
@@ -178,7 +180,7 @@ def adjust(
     known = [field.name for field in dataclasses.fields(Config)]
     for name in config or {}:
         if name not in known:
-            raise PlanError(f"unknown option {name!r}; the fields of the config are {', '.join(known)}")
+            raise PlanError(unknown("option", name, known))
     try:
         replaced = [
             dataclasses.replace(choice, config=dataclasses.replace(choice.config, **(config or {})))

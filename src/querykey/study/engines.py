@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -23,11 +22,6 @@ LOST_IN_A_ROW = 3
 
 class EngineError(RuntimeError):
     """Workers that cannot go on."""
-
-
-def cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run_local(work: Sequence[Work], workers: int) -> Iterator[tuple[Cell, Outcome]]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from querykey.study.result import Result
 from querykey.study.training import load
-from querykey.threads import one_thread
+from querykey.machine import one_thread
 from querykey.transformer import Transformer
 
 SHOWN = 32  # positions

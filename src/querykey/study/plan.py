@@ -7,7 +7,6 @@ package. A plan expands to cells: one training run each.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import inspect
 import json
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from querykey.design import Design
+from querykey.spelling import hint, unknown
 from querykey.study.claims import Claim
 from querykey.study.config import Config, PlanError, check
 from querykey.study.matching import Match, matched
@@ -178,7 +178,7 @@ def load_plan(name: str | Path) -> Plan:
         if candidate.suffix in (".py", ".toml") and candidate.is_file():
             return _run_python(candidate) if candidate.suffix == ".py" else _read_toml(candidate.read_text(), path.stem)
     raise PlanError(
-        f"there is no plan {str(name)!r}; the plans that ship with querykey are {', '.join(sorted(shipped))}, "
+        f"there is no plan {str(name)!r}{hint(str(name), shipped)}; the plans that ship with querykey are {', '.join(sorted(shipped))}, "
         "and others are files that end in .toml or .py"
     )
 
@@ -286,6 +286,4 @@ def _known(given: Mapping[str, Any], known: Iterable[str], where: str, listed: I
     for key in given:
         if key not in known:
             names = tuple(listed) or tuple(known)
-            near = difflib.get_close_matches(key, names, n=1)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
-            raise PlanError(f"{where} has the unknown key {key!r}{hint}; it may have {', '.join(names)}")
+            raise PlanError(f"{where}: {unknown('key', key, names)}")

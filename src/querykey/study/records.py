@@ -6,11 +6,9 @@ A record is never changed. What was asked, the study, is kept beside the cells.
 from __future__ import annotations
 
 import json
-import os
 import platform
 import sqlite3
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -24,6 +22,7 @@ import pandas as pd
 import torch
 from filelock import FileLock, Timeout
 
+from querykey import machine
 from querykey.study.plan import Cell
 from querykey.study.training import Outcome
 
@@ -217,13 +216,7 @@ def origin() -> Mapping[str, Any]:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "commit": _commit(),
-        "machine": {
-            "system": platform.system(),
-            "architecture": platform.machine(),
-            "processor": _processor(),
-            "cores": os.cpu_count(),
-            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        },
+        "machine": machine.description(),
     }
 
 
@@ -246,14 +239,6 @@ def _commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return shown.stdout.strip() if tracked.returncode == 0 else None
-
-
-def _processor() -> str:
-    if sys.platform == "linux":
-        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor()
 
 
 def _now() -> str:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from difflib import get_close_matches
 from typing import Any
 
+from querykey.spelling import unknown
 from querykey.tasks.brackets import Dyck
 from querykey.tasks.ceiling import Ceiling, argmax_ceiling
 from querykey.tasks.corpus import Corpus
@@ -67,15 +67,9 @@ def make_task(name: str, **options: Any) -> Task:
     Raises ValueError for an unknown name or option, listing the known ones, and for sizes that the task refuses.
     """
     if name not in TASKS:
-        raise ValueError(_unknown("task", name, list(TASKS)))
+        raise ValueError(unknown("task", name, list(TASKS)))
     known = list(inspect.signature(TASKS[name]).parameters)
     for option in options:
         if option not in known:
-            raise ValueError(_unknown(f"option of task {name}", option, known))
+            raise ValueError(unknown(f"option of task {name}", option, known))
     return TASKS[name](**options)
-
-
-def _unknown(kind: str, given: str, known: list[str]) -> str:
-    nearest = get_close_matches(given, known, n=1)
-    hint = f" (did you mean {nearest[0]!r}?)" if nearest else ""
-    return f"unknown {kind} {given!r}{hint}; known are {', '.join(known)}"
