@@ -49,7 +49,7 @@ def test_files_in_toml_and_python_give_plans(tmp_path):
         ({"tasks": {"cycle": {"lr": 0}}}, "lr must be above 0"),
         ({"tasks": {"cycle": {"positions": "sideways"}}}, "positions must be one of none, learned, rotary"),
         ({"tasks": {"cycle": {"margin": -1}}}, "margin of cycle must be a positive number"),
-        ({"model": {"length": 5}}, r"\[model\] has the unknown key 'length'"),
+        ({"model": {"length": 5}}, r"\[model\]: unknown key 'length'"),
     ],
 )
 def test_plans_that_cannot_be_are_refused_with_a_sentence(change, sentence):
@@ -58,7 +58,7 @@ def test_plans_that_cannot_be_are_refused_with_a_sentence(change, sentence):
 
 
 def test_files_that_are_no_plans(tmp_path):
-    with pytest.raises(PlanError, match=r"there is no plan 'wy'; the plans that ship with querykey are .*why"):
+    with pytest.raises(PlanError, match=r"there is no plan 'wy' .did you mean 'why'.*; the plans that ship with querykey are .*why"):
         load_plan("wy")
     for name, text, sentence in [
         ("a.toml", "designs = [", "is not TOML"),
@@ -115,7 +115,7 @@ def test_adjusting_a_plan():
         adjust(load_plan("why"), tasks=["swap"], text=["here"])
     with pytest.raises(PlanError, match="each task can be named once"):
         adjust(load_plan("why"), tasks=["swap", "swap"])
-    with pytest.raises(PlanError, match="unknown option 'depth'; the fields of the config are layers"):
+    with pytest.raises(PlanError, match="unknown option 'depth'; known are layers"):
         adjust(load_plan("why"), config={"depth": 3})
 
 

@@ -7,7 +7,7 @@ from difflib import get_close_matches
 
 
 def hint(given: str, known: Iterable[str]) -> str:
-    """" (did you mean 'cycle'?)" for the nearest known name, "" where none is near."""
+    """ " (did you mean 'cycle'?)" for the nearest known name, "" where none is near."""
     nearest = get_close_matches(given, list(known), n=1)
     return f" (did you mean {nearest[0]!r}?)" if nearest else ""
 

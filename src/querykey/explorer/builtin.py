@@ -13,11 +13,11 @@ from pathlib import Path
 
 from querykey.design import Design
 from querykey.extras import load as load_extra
+from querykey.machine import one_thread
 from querykey.study.config import Config
 from querykey.study.plan import Cell, TaskChoice
 from querykey.study.training import train
 from querykey.tasks import make_task
-from querykey.machine import one_thread
 
 Progress = Callable[[float], None]
 ONE_HEAD = Config(layers=1, dim=32, heads=1, head_dim=16, mlp=0, steps=300)

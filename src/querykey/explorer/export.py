@@ -20,8 +20,8 @@ import numpy as np
 
 from querykey.explorer.subjects import Subject
 from querykey.explorer.views import Focus, Viewer
-from querykey.models.replacements import Scope
 from querykey.machine import one_thread
+from querykey.models.replacements import Scope
 
 PAGE = Path(__file__).parent / "page"
 # fmt: off

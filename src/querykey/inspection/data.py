@@ -19,10 +19,10 @@ from querykey.inspection.behaviour import BEHAVIOUR, behaviour, mean, unseeing
 from querykey.inspection.forecast import BATCH, REPLACEMENTS, Yardstick, forecast
 from querykey.inspection.measures import with_null
 from querykey.inspection.text import pieces
+from querykey.machine import one_thread
 from querykey.models.huggingface import LiveModel, Run
 from querykey.models.moments import Moments
 from querykey.models.rotation import rotary_form
-from querykey.machine import one_thread
 
 ON_DATA = ("symmetry", "tied_share", "signed_share", "effective_rank", "distance")
 ROTARY_ON_DATA = ("symmetry", "tied_share")

@@ -41,11 +41,11 @@ from querykey.bilinear import (
     core_on_keys,
     shared_bias,
 )
+from querykey.machine import one_thread
 from querykey.models.huggingface import LiveModel
 from querykey.models.intervention import Change, HeadInput
 from querykey.models.moments import KeyValue, Moments
 from querykey.models.rotation import paired_order, rotary_form
-from querykey.machine import one_thread
 
 Replacement = Literal["tied", "signed", "core", "key_value", "copied", "uniform"]
 REPLACEMENTS: tuple[Replacement, ...] = ("tied", "signed", "core", "key_value")

@@ -19,8 +19,8 @@ from torch import Tensor
 from querykey.bilinear import METRICS, BilinearForm, Null, Rotation, null, random_heads
 from querykey.bilinear.gram import inner, ratio
 from querykey.checkpoint import HeadMap, LayerWeights
-from querykey.models.rotation import rotary_form
 from querykey.machine import one_thread
+from querykey.models.rotation import rotary_form
 
 ROTARY = ("symmetry", "tied_share", "distance")
 COUNTS = ("positive", "negative")

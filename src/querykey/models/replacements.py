@@ -37,10 +37,10 @@ from querykey.bilinear import (
     shared_bias,
 )
 from querykey.checkpoint import HeadMap
+from querykey.machine import one_thread
 from querykey.models.huggingface import LayerRun
 from querykey.models.intervention import Change, HeadInput
 from querykey.models.rotation import rotary_form, rotate_pairs
-from querykey.machine import one_thread
 
 Setting = Literal["trained", "copied", "tied", "signed", "core", "selfmask", "cosine"]
 SETTINGS: tuple[Setting, ...] = get_args(Setting)

@@ -13,9 +13,9 @@ from jaxtyping import Float, Int
 from safetensors import SafetensorError
 from torch import Tensor
 
+from querykey.machine import one_thread
 from querykey.study.result import Result
 from querykey.study.training import load
-from querykey.machine import one_thread
 from querykey.transformer import Transformer
 
 SHOWN = 32  # positions

@@ -178,8 +178,8 @@ def load_plan(name: str | Path) -> Plan:
         if candidate.suffix in (".py", ".toml") and candidate.is_file():
             return _run_python(candidate) if candidate.suffix == ".py" else _read_toml(candidate.read_text(), path.stem)
     raise PlanError(
-        f"there is no plan {str(name)!r}{hint(str(name), shipped)}; the plans that ship with querykey are {', '.join(sorted(shipped))}, "
-        "and others are files that end in .toml or .py"
+        f"there is no plan {str(name)!r}{hint(str(name), shipped)}; the plans that ship with querykey are "
+        f"{', '.join(sorted(shipped))}, and others are files that end in .toml or .py"
     )
 
 
