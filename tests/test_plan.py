@@ -58,7 +58,9 @@ def test_plans_that_cannot_be_are_refused_with_a_sentence(change, sentence):
 
 
 def test_files_that_are_no_plans(tmp_path):
-    with pytest.raises(PlanError, match=r"there is no plan 'wy' .did you mean 'why'.*; the plans that ship with querykey are .*why"):
+    with pytest.raises(
+        PlanError, match=r"there is no plan 'wy' .did you mean 'why'.*; the plans that ship with querykey are .*why"
+    ):
         load_plan("wy")
     for name, text, sentence in [
         ("a.toml", "designs = [", "is not TOML"),
