@@ -5,6 +5,7 @@ x -> rows of `in_proj` -> q, k, v -> core, norm, rotation -> kernel -> `o_proj`
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, overload
 
 import torch
@@ -16,6 +17,9 @@ from querykey.attention import checks, decoding, kernels, maps, masks, reference
 from querykey.attention.cache import KVCache
 from querykey.design import Design, Similarity
 from querykey.layout import Layout, PlainWeights, Weight
+
+AttentionFunction = Callable[[Tensor, Tensor, Tensor, Callable[[Tensor, Tensor], Tensor], Tensor | None], Tensor]
+"""What `SelfAttention.forward_with` calls."""
 
 
 class SelfAttention(nn.Module):
@@ -172,6 +176,7 @@ class SelfAttention(nn.Module):
         """
         checks.check_inputs(self.layout, self.in_proj, x, mask, context, cache)
         q, k, v = self._queries_keys_values(x, context, cache)
+        q = self._with_temperature(q)
         first = 0
         if cache is not None:
             first = len(cache) - v.shape[2]
@@ -187,6 +192,28 @@ class SelfAttention(nn.Module):
             return kernels.run(self._call(q, self._place(v, first, self.k_gain), v, mask))
 
         return self._output(decoding.attend_in_parts(attend, q, v, mask))
+
+    def forward_with(
+        self, attention: AttentionFunction, x: Float[Tensor, "batch length dim"], mask: Tensor | None = None
+    ) -> Float[Tensor, "batch length dim"]:
+        """Attend from `x` to itself with `attention` in place of the kernel, for traces and interventions.
+
+        ``attention(query, key, value, scores, mask)`` returns the weighted values of each head. It gets
+
+        - query, key, value: (batch, heads, length, size), normalised and rotated as the design says, with grouped keys
+          and values repeated for each query head;
+        - scores: maps queries and keys to (batch, heads, length, length), before the mask;
+        - mask: `mask` combined with causality, window and self-mask; None where every pair is allowed.
+        """
+        checks.check_inputs(self.layout, self.in_proj, x, mask, None, None)
+        q, k, v = self._queries_keys_values(x, None, None)
+        assert k is not None  # only a cache leaves keys to be made later
+        keys, values = reference.repeat_heads(k, q), reference.repeat_heads(v, q)
+
+        def scores(q: Tensor, k: Tensor) -> Tensor:
+            return self._scores(self._with_temperature(q), k)
+
+        return self._output(attention(q, keys, values, scores, self._full_mask(mask, q, k)))
 
     def backend(
         self,
@@ -236,8 +263,6 @@ class SelfAttention(nn.Module):
         if self.core is not None:
             q = maps.apply_core(q, self.core, self.layout)
         q = placed = self._place(q, start, self.q_gain)
-        if self.temperature is not None:
-            q = q * self.temperature[:, None, None]
         if cache is not None and self._one_cached and not (self._places and cache.keep_rotated):
             (v,) = cache.append(self.window, kv=v)
             return q, None if self._places else v, v
@@ -298,18 +323,26 @@ class SelfAttention(nn.Module):
 
     def _explicit(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """The weighted values and the weights, by the formula."""
+        weights = reference.masked_softmax(self._scores(q, k), self._full_mask(mask, q, k))
+        return reference.weighted_sum(weights, v, self.dropout if self.training else 0.0), weights
+
+    def _scores(self, q: Tensor, k: Tensor) -> Tensor:
         kind, scale = self._similarity_and_scale
-        scores = similarity.scores(q, reference.repeat_heads(k, q), kind, scale)
-        mask = masks.combine(
+        return similarity.scores(q, reference.repeat_heads(k, q), kind, scale)
+
+    def _with_temperature(self, q: Tensor) -> Tensor:
+        return q if self.temperature is None else q * self.temperature[:, None, None]
+
+    def _full_mask(self, mask: Tensor | None, q: Tensor, k: Tensor) -> Tensor | None:
+        return masks.combine(
             mask,
-            *scores.shape[-2:],
+            q.shape[-2],
+            k.shape[-2],
             causal=self.causal,
             selfmask=self.design.selfmask,
             window=self.window,
             device=q.device,
         )
-        weights = reference.masked_softmax(scores, mask)
-        return reference.weighted_sum(weights, v, self.dropout if self.training else 0.0), weights
 
     def _output(self, out: Tensor) -> Tensor:
         return F.linear(out.transpose(1, 2).flatten(2), self.o_proj, self.o_proj_bias)
