@@ -39,7 +39,7 @@ def refused(capsys, *words):
         (["compare", "--tasks", "swap", "--heads", "5"], "5 heads do not divide dim 64"),
         (["compare", "--tasks", "text", "--text", "no/such/file"], "there is no text at no/such/file"),
         (["compare", "--tasks", "text", "--text", "no/such/*.txt"], "matches nothing"),
-        (["compare", "--tasks", "cycle", "--text", "README.md"], "text is not among the tasks: cycle"),
+        (["compare", "--tasks", "cycle", "--text", "README.md"], "no task reads text: cycle"),
         (["compare", "--seeds", "0"], "seeds must be at least 1, not 0"),
         (["compare", "--steps", "0"], "steps must be at least 1, not 0"),
         (["compare", "--workers", "0"], "workers must be at least 1, not 0"),

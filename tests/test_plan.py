@@ -113,7 +113,7 @@ def test_adjusting_a_plan():
     assert [task.name for task in plan.tasks] == ["swap", "cycle"]
     assert [task.config.steps for task in plan.tasks] == [7, 7]
     assert [task.config.dim for task in plan.tasks] == [64, 32]  # a task of the plan keeps its other settings
-    with pytest.raises(PlanError, match="text is not among the tasks: swap"):
+    with pytest.raises(PlanError, match="no task reads text: swap"):
         adjust(load_plan("why"), tasks=["swap"], text=["here"])
     with pytest.raises(PlanError, match="each task can be named once"):
         adjust(load_plan("why"), tasks=["swap", "swap"])

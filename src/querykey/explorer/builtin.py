@@ -36,7 +36,7 @@ class Recipe:
         """The training run."""
         task = make_task(self.task)
         choice = TaskChoice(self.task, {}, self.config).completed(task)
-        return Cell(choice, Design.parse(self.design), 0, "cpu", getattr(task, "data_hash", None))
+        return Cell(choice, Design.parse(self.design), 0, "cpu", task.data_hash)
 
 
 RECIPES = {

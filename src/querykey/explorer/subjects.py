@@ -6,7 +6,6 @@ its switch.
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -26,8 +25,8 @@ from querykey.models.huggingface import Run, open_live
 from querykey.models.intervention import Change
 from querykey.models.native import OwnModel
 from querykey.models.replacements import Switch, fitted
-from querykey.study.training import load
-from querykey.tasks import Task, make_task
+from querykey.study.training import Trained, load
+from querykey.tasks import make_task, options_of
 
 PRONOUNS = (3, 1)  # a head of MiniLM that looks for whom a pronoun stands for
 
@@ -157,41 +156,32 @@ def _transformers(place: str | Path, revision: str | None, trust: bool) -> Subje
 
 def _own(path: Path) -> Subject:
     """A model that `compare` or this page has trained."""
-    from safetensors import safe_open
-
-    model, stored = load(path)
-    with safe_open(path, "pt") as file:
-        task = file.metadata().get("task", "")
-        shape = json.loads(file.metadata()["model"])
-    own = OwnModel(model)
-    notation, sample = _reading(task, shape, stored)
+    trained = load(path)
+    own = OwnModel(trained.model)
+    notation, sample = _reading(trained)
     kind: Kind = "bytes" if isinstance(notation, Bytes) else "naming" if isinstance(notation, Naming) else "numbers"
     switch = fitted(own.layers, own.run(sample).layers)
-    return Subject(kind, own, notation, switch, _example(notation, stored), str(model.attentions[0].design))
+    design = str(trained.model.attentions[0].design)
+    return Subject(kind, own, notation, switch, _example(notation, trained.example), design)
 
 
-def _reading(task: str, shape: dict[str, int], stored: Tensor) -> tuple[Notation, Tensor]:
-    """How a task's inputs are written, and a sample of them."""
-    vocabulary, classes, length, features = shape["vocabulary"], shape["classes"], shape["length"], stored.shape[-1]
-    if task == "text" and vocabulary == 256 and features == 1:
+def _reading(trained: Trained) -> tuple[Notation, Tensor]:
+    """How the inputs of a model's task are written, and a sample of them."""
+    vocabulary, length, features = (
+        trained.model.embedding.num_embeddings,
+        trained.model.length,
+        trained.example.shape[-1],
+    )
+    if trained.task == "text" and vocabulary == 256:
         sample = torch.tensor(list(PYTHON.encode()))
         return Bytes(), sample[: len(sample) // length * length].view(-1, length, 1)
-    notation: Notation = Numbers(vocabulary, features, length)
-    if task in ("cycle", "swap") and features == 3:
-        names = (vocabulary - classes) // 2
-        notation = Naming(names, classes, length)
-        options = {"length": length, "names": names, "payloads": classes}
-        return notation, make_task(task, **options).sample(64, _generator()).inputs
-    fitting = _default_task(task, vocabulary, classes, length)
-    return notation, stored if fitting is None else fitting.sample(64, _generator()).inputs
-
-
-def _default_task(name: str, vocabulary: int, classes: int, length: int) -> Task | None:
-    """The task as it is by default, if that is what the model was trained on."""
-    if name == "text":
-        return None
-    task = make_task(name)
-    return task if (task.vocabulary, task.classes, task.length) == (vocabulary, classes, length) else None
+    numbers = Numbers(vocabulary, features, length)
+    if trained.options is None or "paths" in options_of(trained.task):  # an older file, or a text that may be gone
+        return numbers, trained.example
+    task = make_task(trained.task, **trained.options)
+    naming = trained.task in ("cycle", "swap") and features == 3
+    notation = Naming(task.options["names"], task.classes, length) if naming else numbers
+    return notation, task.sample(64, _generator()).inputs
 
 
 def _example(notation: Notation, stored: Tensor) -> str:

@@ -1,12 +1,14 @@
-"""How far a head's highest weights can follow a relation, and how far a trained head's do."""
+"""Ceilings: the largest share of positions at which one head can give its highest weight to the right position."""
 
 from __future__ import annotations
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from querykey.design import Design
 from querykey.study.config import Config
-from querykey.tasks import Ceiling, Examples, Relation, argmax_ceiling
+from querykey.tasks import Ceiling, Relation, argmax_ceiling
 from querykey.tasks.ceiling import Scores
 from querykey.transformer import Transformer
 
@@ -29,9 +31,11 @@ def ceiling(task: Relation, design: Design, config: Config) -> Ceiling | None:
 
 
 @torch.no_grad()
-def argmax_share(model: Transformer, task: Relation, examples: Examples) -> float:
+def argmax_share(
+    model: Transformer, inputs: Int[Tensor, "count length features"], related: Int[Tensor, "count length"]
+) -> float:
     """Share of positions at which the first head gives its highest weight to the related position."""
     model.eval()
-    weights = model.first_attention(examples.inputs)[:, 0]
+    weights = model.first_attention(inputs)[:, 0]
     model.train()
-    return float((weights.argmax(-1) == task.related_positions(examples.inputs)).double().mean())
+    return float((weights.argmax(-1) == related).double().mean())

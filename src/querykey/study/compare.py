@@ -22,7 +22,7 @@ from querykey.study.matching import Match
 from querykey.study.plan import Cell, Plan, choose_task, load_plan
 from querykey.study.records import Declared, Records, Study, weights_path
 from querykey.study.training import Outcome
-from querykey.tasks import Task, Text
+from querykey.tasks import Task, options_of
 
 Engine = Callable[[Sequence[engines.Work]], Iterator[tuple[Cell, Outcome]]]
 
@@ -105,7 +105,7 @@ def compare(
     elif engine != "local":
         raise PlanError(f"engine must be local or ray, not {engine!r}")
     with Records(out or Path("runs") / asked.name, create=True) as records, records.lock():
-        asked = _with_corpora(asked, made, records.folder)
+        asked = _prepared(asked, made, records.folder)
         cells = asked.cells(made, device)
         if asked.tune:
             tried = tuning.grid(cells, asked.tune)
@@ -125,17 +125,12 @@ def compare(
         return result.read(records.folder)
 
 
-def _with_corpora(plan: Plan, tasks: dict[str, Task], folder: Path) -> Plan:
-    """The plan with its texts in files beside the records, so that each is read once and shared by all workers."""
-    choices = []
-    for choice in plan.tasks:
-        task = tasks[choice.name]
-        if isinstance(task, Text):
-            path = (folder / "corpora" / f"{task.data_hash[:16]}.safetensors").absolute()
-            if not path.is_file():
-                task.corpus.save(path)
-            choice = dataclasses.replace(choice, options={**choice.options, "prepared": str(path)})
-        choices.append(choice)
+def _prepared(plan: Plan, tasks: dict[str, Task], folder: Path) -> Plan:
+    """The plan with the data of its tasks in files beside the records, which all workers share."""
+    choices = (
+        dataclasses.replace(choice, options={**choice.options, **tasks[choice.name].prepare(folder / "corpora")})
+        for choice in plan.tasks
+    )
     return dataclasses.replace(plan, tasks=tuple(choices))
 
 
@@ -172,9 +167,9 @@ def adjust(
             raise PlanError(f"each task can be named once, not {' '.join(tasks)}")
     places = {"paths": text and [str(path) for path in text], "tokenizer": tokenizer and str(tokenizer)}
     if given := {name: value for name, value in places.items() if value}:
-        texts = {name: choice for name, choice in choices.items() if choice.kind == "text"}
+        texts = {name: choice for name, choice in choices.items() if "paths" in options_of(choice.kind)}
         if not texts:
-            raise PlanError(f"a text is given, but text is not among the tasks: {', '.join(choices)}")
+            raise PlanError(f"a text is given, but no task reads text: {', '.join(choices)}")
         for name, choice in texts.items():
             choices[name] = dataclasses.replace(choice, options={**choice.options, **given})
     known = [field.name for field in dataclasses.fields(Config)]

@@ -80,7 +80,7 @@ def attention_maps(model: Transformer, inputs: Int[Tensor, "1 length features"])
 def _load(weights: Path) -> tuple[Transformer, Tensor] | None:
     """The kept model and example; None if there are none, torn ones, or those of another version."""
     try:
-        return load(weights)
+        return load(weights)[:2]
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError):
         return None
 

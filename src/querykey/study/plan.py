@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import inspect
 import json
 import runpy
 import tomllib
@@ -23,7 +22,7 @@ from querykey.spelling import hint, unknown
 from querykey.study.claims import Claim
 from querykey.study.config import Config, PlanError, check
 from querykey.study.matching import Match, matched
-from querykey.tasks import TASKS, Task, make_task
+from querykey.tasks import Task, make_task, options_of
 
 PLACES = ("paths", "tokenizer", "prepared")  # options that say where something lies; the data hash says what it is
 
@@ -51,9 +50,9 @@ class TaskChoice:
         check(f"margin of {self.name}", positive, "a positive number", repr(self.margin))
 
     def completed(self, task: Task) -> TaskChoice:
-        """The same with the positions that the task asks for, where the config leaves them open."""
-        positions = self.config.positions or task.positions
-        return dataclasses.replace(self, config=dataclasses.replace(self.config, positions=positions))
+        """The same with all options of the task, and with its positions where the config leaves them open."""
+        config = dataclasses.replace(self.config, positions=self.config.positions or task.positions)
+        return dataclasses.replace(self, config=config, options={**self.options, **task.options})
 
 
 @dataclass(frozen=True)
@@ -129,7 +128,7 @@ class Plan:
                 except PlanError as error:
                     raise PlanError(f"on {choice.name}, {error}") from None
                 own = dataclasses.replace(choice, config=config)
-                found.append(Cell(own, design, 0, device, getattr(task, "data_hash", None)))
+                found.append(Cell(own, design, 0, device, task.data_hash))
         return [dataclasses.replace(cell, seed=seed) for seed in range(self.seeds) for cell in found]
 
 
@@ -145,7 +144,7 @@ class Cell:
 
     @property
     def plain(self) -> dict[str, Any]:
-        """All that decides the result, in plain values. A text goes by the hash of its symbols, not by its place."""
+        """All that decides the result, in plain values. A text goes by the hash of its tokens, not by its place."""
         return {
             "task": self.task.kind,
             "options": {name: value for name, value in sorted(self.task.options.items()) if name not in PLACES},
@@ -227,9 +226,7 @@ def choose_task(name: str, table: Mapping[str, Any], common: Mapping[str, Any]) 
     kind = table.get("task", name)
     config = {key: value for key, value in table.items() if key in _FIELDS}
     options = {key: value for key, value in table.items() if key not in (*_FIELDS, *_OF_PLAN)}
-    if kind not in TASKS:
-        make_task(kind)  # refuses, and lists the known ones
-    known = tuple(option for option in inspect.signature(TASKS[kind]).parameters if option != "prepared")
+    known = tuple(option for option in options_of(kind) if option != "prepared")
     _known(options, known, f"[tasks.{name}]", listed=dict.fromkeys((*known, *_FIELDS, *_OF_PLAN)))
     if "positions" in known and "positions" in config:  # the task knows what its positions may be
         options["positions"] = config["positions"]

@@ -1,7 +1,7 @@
-"""One cell: train a model, and report what it scored.
+"""One cell: train a model and score it.
 
-For one seed every design sees the same data in the same order, and starts from the same values in all that it has in
-common with the others. Choices are made on validation, what is reported is the score on test: three sets.
+For one seed, every design sees the same data in the same order, and starts from the same values in all weights that it
+has in common with the others. Choices are made on validation, and reported is the score on test: three sets.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Int
 from torch import Tensor
 
 from querykey.design import Design
@@ -24,7 +26,7 @@ from querykey.report.files import write_atomically
 from querykey.study.ceilings import argmax_share
 from querykey.study.config import Config
 from querykey.study.plan import Cell
-from querykey.tasks import Examples, Relation, Split, Task, Text, make_task
+from querykey.tasks import Examples, Split, Task, make_task
 from querykey.transformer import Transformer
 
 CHUNK = 64  # steps whose examples are made at once
@@ -35,12 +37,12 @@ EXAMPLE = "example"  # the name of the example among the kept weights
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a cell gave. `metrics` is empty where training diverged.
+    """The result of a cell. `metrics` is empty where training diverged.
 
     `curve` has the lists ``step``, ``loss`` (mean training loss in nats since the last point) and ``validation`` (in
-    the task's metric). `metrics` has ``test`` and ``validation``, ``test@LEVEL`` for tasks with levels, for text
-    ``train``, the score after training on examples of the training split, and for relations ``argmax``, the share of
-    positions at which the first head looks at the right one most.
+    the task's metric). `metrics` has ``test`` and ``validation``; ``test@LEVEL`` for tasks with levels; ``train``, the
+    score on examples of the training split after training, for tasks with data; and ``argmax`` for tasks that fix the
+    related position, the share of positions at which the first head gives it the highest weight.
     """
 
     status: str
@@ -61,8 +63,7 @@ def train(cell: Cell, weights: Path | None = None, watch: Callable[[int], None] 
     """
     started = time.perf_counter()
     task = _make_task(cell.task.kind, json.dumps(dict(cell.task.options)))
-    found = getattr(task, "data_hash", None)
-    if found != cell.data_hash:
+    if task.data_hash != cell.data_hash:
         raise ValueError("the text has changed since the study began; start again, with another --out or the old text")
     config, device = cell.task.config, torch.device(cell.device)
     model = build(cell, task).to(device)
@@ -93,11 +94,12 @@ def train(cell: Cell, weights: Path | None = None, watch: Callable[[int], None] 
     test = _to(task.sample(TEST, generator(task.name, cell.seed, "test"), "test"), device)
     metrics = {f"test{level}": value for level, value in score(model, task, test, "test").items()}
     metrics["validation"] = curve["validation"][-1]
-    if isinstance(task, Text):  # the only task whose training examples can be learned by heart
+    if task.data_hash is not None:  # its training examples can be learned by heart
         train = _to(task.sample(TEST, generator(task.name, cell.seed, "train again")), device)
         metrics["train"] = score(model, task, train, "train")[""]
-    if isinstance(task, Relation):
-        metrics["argmax"] = argmax_share(model, task, test)
+    related = task.related_positions(test.inputs)
+    if related is not None:
+        metrics["argmax"] = argmax_share(model, test.inputs, related)
     if weights is not None:
         _save(model, cell, task, test.inputs[:1], weights)
     status = "finished" if all(map(math.isfinite, metrics.values())) else "diverged"
@@ -109,37 +111,45 @@ def build(cell: Cell, task: Task) -> Transformer:
     return _build(task.vocabulary, task.classes, task.length, task.causal, cell.task.config, cell.design, cell.seed)
 
 
-def load(weights: Path) -> tuple[Transformer, Tensor]:
-    """The trained model that `train` kept in this file, and the inputs (1, length, features) of an example."""
+class Trained(NamedTuple):
+    """A model that `train` kept, with an example of its inputs and the task that it was trained on.
+
+    `options` are those that `make_task` takes for the same task, except where its text is. None in files of an older
+    version.
+    """
+
+    model: Transformer
+    example: Int[Tensor, "1 length features"]
+    task: str
+    options: dict[str, Any] | None
+
+
+def load(weights: Path) -> Trained:
+    """The trained model that `train` kept in this file."""
     from safetensors import safe_open
 
     with safe_open(weights, "pt") as file:
-        stored = json.loads(file.metadata()["model"])
+        metadata = file.metadata()
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+    stored = json.loads(metadata["model"])
     example = tensors.pop(EXAMPLE)
-    config, design = Config(**stored.pop("config")), Design.parse(stored.pop("design"))
-    model = _build(**stored, config=config, design=design)
+    config = Config(**stored.pop("config", None) or stored.pop("setting"))  # "setting" in files of an older version
+    model = _build(**stored | {"config": config, "design": Design.parse(stored["design"])})
     model.load_state_dict(tensors)
-    return model.eval(), example
+    options = json.loads(metadata["options"]) if "options" in metadata else None
+    return Trained(model.eval(), example, metadata["task"], options)
 
 
 @torch.no_grad()
 def score(model: Transformer, task: Task, examples: Examples, split: Split) -> dict[str, float]:
-    """The task's metric under the key ``""``, and under ``"@LEVEL"`` for each level that the examples have.
-
-    Bits per byte are bits per target over the bytes that a symbol of this split stands for: 1 where symbols are bytes.
-    """
+    """The task's metric under the key ``""``, and under ``"@LEVEL"`` for each level that the examples have."""
     model.eval()
-    losses, hits = [], []
-    for part in _parts(examples, SCORED_AT_ONCE):
-        logits = model(part.inputs)[part.counted]
-        targets = part.targets[part.counted]
-        losses.append(F.cross_entropy(logits, targets, reduction="none"))
-        hits.append((logits.argmax(-1) == targets).double())
+    parts = [
+        task.score(model(part.inputs)[part.counted], part.targets[part.counted], split)
+        for part in _parts(examples, SCORED_AT_ONCE)
+    ]
     model.train()
-    values = torch.cat(hits)
-    if isinstance(task, Text):
-        values = torch.cat(losses).double() / math.log(2) / task.bytes_per_symbol(split)
+    values = torch.cat(parts)
     found = {"": float(values.mean())}
     if examples.level is not None:
         levels = examples.level[examples.counted]
@@ -220,11 +230,12 @@ def _save(model: Transformer, cell: Cell, task: Task, example: Tensor, path: Pat
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    shape = {name: getattr(task, name) for name in ("vocabulary", "classes", "length", "causal")}
-    kept = shape | {"config": asdict(cell.task.config), "design": str(cell.design)}
+    kept = {"vocabulary": task.vocabulary, "classes": task.classes, "length": task.length, "causal": task.causal}
+    kept |= {"config": asdict(cell.task.config), "design": str(cell.design)}
+    metadata = {"model": json.dumps(kept), "task": cell.task.kind, "options": json.dumps(cell.plain["options"])}
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()} | {EXAMPLE: example}
     try:
         with write_atomically(path) as partial:
-            save_file(tensors, partial, metadata={"model": json.dumps(kept), "task": cell.task.kind})
+            save_file(tensors, partial, metadata=metadata)
     except SafetensorError as error:
         raise OSError(f"the weights cannot be written to {path}: {error}") from None

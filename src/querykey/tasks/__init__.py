@@ -16,10 +16,11 @@ from querykey.tasks.corpus import Corpus
 from querykey.tasks.recall import Induction, Recall
 from querykey.tasks.relations import Cycle, Relation, Shift, Swap
 from querykey.tasks.sequences import Copy, Histogram, Reverse, Sort, Sub
-from querykey.tasks.task import Examples, Positions, Split, Task
-from querykey.tasks.text import Text
+from querykey.tasks.task import MARGINS, Examples, Positions, Split, Task
+from querykey.tasks.text import MaskedText, Text
 
 __all__ = [
+    "MARGINS",
     "TASKS",
     "Ceiling",
     "Copy",
@@ -29,6 +30,7 @@ __all__ = [
     "Examples",
     "Histogram",
     "Induction",
+    "MaskedText",
     "Positions",
     "Recall",
     "Relation",
@@ -42,6 +44,7 @@ __all__ = [
     "Text",
     "argmax_ceiling",
     "make_task",
+    "options_of",
 ]
 
 TASKS: dict[str, Callable[..., Task]] = {
@@ -50,6 +53,7 @@ TASKS: dict[str, Callable[..., Task]] = {
     "shift": Shift,
     "induction": Induction,
     "text": Text.read,
+    "masked-text": MaskedText.read,
     "relation": Relation,
     "reverse": Reverse,
     "sort": Sort,
@@ -64,12 +68,22 @@ TASKS: dict[str, Callable[..., Task]] = {
 def make_task(name: str, **options: Any) -> Task:
     """The task of that name; options are its constructor's, as in `make_task("shift", positions="learned")`.
 
-    Raises ValueError for an unknown name or option, listing the known ones, and for sizes that the task refuses.
+    Raises:
+        ValueError: for an unknown name or option, listing the known ones, and for sizes that the task refuses.
     """
-    if name not in TASKS:
-        raise ValueError(unknown("task", name, list(TASKS)))
-    known = list(inspect.signature(TASKS[name]).parameters)
+    known = options_of(name)
     for option in options:
         if option not in known:
             raise ValueError(unknown(f"option of task {name}", option, known))
     return TASKS[name](**options)
+
+
+def options_of(name: str) -> list[str]:
+    """The names of the options of a task.
+
+    Raises:
+        ValueError: for an unknown task, listing the known ones.
+    """
+    if name not in TASKS:
+        raise ValueError(unknown("task", name, TASKS))
+    return list(inspect.signature(TASKS[name]).parameters)

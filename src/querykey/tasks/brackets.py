@@ -1,23 +1,23 @@
-"""Brackets: which one must close now."""
+"""Dyck words: the type of the bracket that must close next."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import get_args
 
 import torch
 
-from querykey.tasks.task import Examples, Positions, Split, check_choice, check_size
+from querykey.tasks.task import Examples, Positions, Split, Task, check_choice, check_size
 
 
 @dataclass(frozen=True)
-class Dyck:
-    """The type of the next bracket, where that closes (Dyck words of bounded depth, read by a causal model).
+class Dyck(Task):
+    """The type of the next bracket, where it closes (Dyck words of bounded depth, read by a causal model).
 
-    A word opens at depth 0, closes where it is as deep as `depth` or as the positions that are left, and else does
-    either with probability 1/2; types are uniform. The target at i is the type of bracket i + 1, counted where that
-    one closes: then it can only be the type that was opened last and is still open. For example, with length = 8 and
-    types = 2, "(" and ")" being of type 0, "[" and "]" of type 1:
+    A word opens a bracket at depth 0. It closes one where its depth is `depth`, or as large as the number of positions
+    that are left. Elsewhere it does either with probability 1/2. Types are uniform. The target at i is the type of
+    bracket i + 1, counted where that one closes: it is the type of the last bracket that is still open. For example,
+    with length = 8 and types = 2, "(" and ")" being of type 0, "[" and "]" of type 1:
 
         input     (   [   ]   [   (   )   ]   )
         target    -   1   -   -   0   1   0   -
@@ -27,17 +27,14 @@ class Dyck:
     4 types, depth up to 8.
     """
 
-    name: ClassVar[str] = "dyck"
+    name = "dyck"
 
     length: int = 32
     types: int = 4
     depth: int = 8
     positions: Positions = "rotary"
 
-    features: ClassVar[int] = 1
-    causal: ClassVar[bool] = True
-    metric: ClassVar[Literal["accuracy"]] = "accuracy"
-    best: ClassVar[float] = 1.0
+    causal = True
 
     def __post_init__(self) -> None:
         check_size(self.name, "length", self.length, least=2)
@@ -57,13 +54,8 @@ class Dyck:
         """One per type."""
         return self.types
 
-    @property
-    def chance(self) -> float:
-        """1/types: every type is equally likely at every place."""
-        return 1 / self.types
-
     def sample(self, count: int, generator: torch.Generator, split: Split = "train") -> Examples:
-        """`count` examples, drawn from `generator` alone; every split has the same distribution."""
+        """`count` examples, drawn from `generator` alone."""
         wish = torch.rand(count, self.length, generator=generator) < 0.5
         types = torch.randint(self.types, (count, self.length), generator=generator)
         opens = torch.empty(count, self.length, dtype=torch.bool)
@@ -71,8 +63,8 @@ class Dyck:
         height = torch.zeros(count, 1, dtype=torch.int64)
         stack = torch.zeros(count, self.depth + 1, dtype=torch.int64)
         for i in range(self.length):
-            room = height < min(self.depth, self.length - i)
-            opening = room & (wish[:, i : i + 1] | (height == 0))
+            may_open = height < min(self.depth, self.length - i)
+            opening = may_open & (wish[:, i : i + 1] | (height == 0))
             closed = stack.gather(1, (height - 1).clamp(min=0))
             types[:, i : i + 1] = torch.where(opening, types[:, i : i + 1], closed)
             stack.scatter_(1, height, types[:, i : i + 1])  # where one closes, this is above what is open

@@ -29,13 +29,13 @@ FEWEST_DOCUMENTS = 20  # with fewer, each document is cut instead
 class Documents(NamedTuple):
     """The documents of one split end to end, where each of them ends, and how many bytes they are."""
 
-    data: Integer[Tensor, " symbols"]
+    data: Integer[Tensor, " tokens"]
     ends: Int[Tensor, " documents"]
     size: int
 
     @property
     def targets(self) -> int:
-        """How many symbols have one of the same document before them."""
+        """How many tokens have one of the same document before them."""
         return len(self.data) - len(self.ends)
 
 
@@ -105,7 +105,7 @@ class Corpus:
             _hash(encoded, kind),
             f"{source}; {how}: {sizes} bytes for train / validation / test, read as {kind}",
             tokenizer.vocabulary if tokenizer else 256,
-            *(_join(symbols, part, dtype) for symbols, part in zip(encoded, parts, strict=True)),
+            *(_join(tokens, part, dtype) for tokens, part in zip(encoded, parts, strict=True)),
         )
 
     def save(self, path: Path) -> None:
@@ -128,7 +128,7 @@ class Corpus:
 
     @classmethod
     def load(cls, path: Path) -> Corpus:
-        """A corpus that was kept. Its symbols stay in the file, mapped into memory: all processes share one copy."""
+        """A corpus that was kept. Its tokens stay in the file, mapped into memory: all processes share one copy."""
         from safetensors import safe_open
 
         with safe_open(path, "pt") as file:
@@ -168,19 +168,19 @@ def _balanced(parts: list[list[bytes]]) -> bool:
 
 
 def _encode(part: list[bytes], tokenizer: Tokenizer | None) -> list[array[int]]:
-    """The symbols of each document that has any."""
+    """The tokens of each document that has any."""
     if tokenizer is None:
         return [array("B", document) for document in part if document]
     # Where a document is no UTF-8, or was cut within a character, the replacement character stands.
     encoded = (array("i", tokenizer.encode(document.decode(errors="replace"))) for document in part)
-    return [symbols for symbols in encoded if symbols]
+    return [tokens for tokens in encoded if tokens]
 
 
 def _join(encoded: list[array[int]], part: list[bytes], dtype: torch.dtype) -> Documents:
     data = bytearray().join(encoded)
-    symbols = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
+    tokens = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
     ends = torch.tensor(list(accumulate(map(len, encoded))), dtype=torch.int64)
-    return Documents(symbols, ends, sum(map(len, part)))
+    return Documents(tokens, ends, sum(map(len, part)))
 
 
 def _hash(encoded: list[list[array[int]]], kind: str) -> str:

@@ -1,20 +1,20 @@
-"""Recall: find in the past what followed a token the last time."""
+"""Recall: find in the sequence what followed a token the last time."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import get_args
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from querykey.tasks.task import Examples, Positions, Split, check_choice, check_size, distinct
+from querykey.tasks.task import Examples, Positions, Split, Task, check_choice, check_size, distinct
 
 
 @dataclass(frozen=True)
-class Induction:
-    """Go on with a sequence of random tokens that has begun to repeat itself (Olsson et al. 2022, arXiv 2209.11895).
+class Induction(Task):
+    """Continue a sequence of random tokens that has begun to repeat itself (Olsson et al. 2022, arXiv 2209.11895).
 
     A segment of `period` distinct random tokens is repeated to the end of the sequence; its length is drawn anew
     for each example from [shortest, longest], so no fixed offset helps. The target at i is token i + 1, counted
@@ -25,47 +25,30 @@ class Induction:
         level     -   -   -   2   2   2   2   2
 
     `level` is the distance from i back to the nearest position that holds the answer, period - 1. `chance` is
-    1/symbols; `best` is 1, because the tokens of a segment are distinct and so one token fixes what follows.
+    1/vocabulary; `best` is 1, because the tokens of a segment are distinct and so one token fixes what follows. The
+    model is causal: one that also sees token i + 1 would read the answer there.
     """
 
-    name: ClassVar[str] = "induction"
+    name = "induction"
 
     length: int = 24
-    symbols: int = 16
+    vocabulary: int = 16
     shortest: int = 6
     longest: int = 12
     positions: Positions = "rotary"
 
-    features: ClassVar[int] = 1
-    causal: ClassVar[bool] = True
-    metric: ClassVar[Literal["accuracy"]] = "accuracy"
-    best: ClassVar[float] = 1.0
+    causal = True
 
     def __post_init__(self) -> None:
         check_size(self.name, "length", self.length, least=3)
         check_size(self.name, "longest", self.longest, least=2, most=self.length - 1)  # one answer in each example
         check_size(self.name, "shortest", self.shortest, least=2, most=self.longest)
-        check_size(self.name, "symbols", self.symbols, least=self.longest)  # a segment's tokens are distinct
+        check_size(self.name, "vocabulary", self.vocabulary, least=self.longest)  # a segment's tokens are distinct
         check_choice(self.name, "positions", self.positions, get_args(Positions))
 
-    @property
-    def vocabulary(self) -> int:
-        """The symbols."""
-        return self.symbols
-
-    @property
-    def classes(self) -> int:
-        """One per symbol."""
-        return self.symbols
-
-    @property
-    def chance(self) -> float:
-        """1/symbols: every symbol is equally likely at every place."""
-        return 1 / self.symbols
-
     def sample(self, count: int, generator: torch.Generator, split: Split = "train") -> Examples:
-        """`count` examples, drawn from `generator` alone; every split has the same distribution."""
-        segment = distinct(count, self.longest, self.symbols, generator)
+        """`count` examples, drawn from `generator` alone."""
+        segment = distinct(count, self.longest, self.vocabulary, generator)
         period = torch.randint(self.shortest, self.longest + 1, (count, 1), generator=generator)
         tokens = segment.gather(1, torch.arange(self.length + 1) % period)
         counted = torch.arange(self.length) >= period
@@ -78,7 +61,7 @@ class Induction:
 
 
 @dataclass(frozen=True)
-class Recall:
+class Recall(Task):
     """Multi-query associative recall (MQAR; Arora et al. 2023, arXiv 2312.04927): the value that went with a key.
 
     The sequence begins with `pairs` keys and values in turn, keys (distinct) from the lower half of the vocabulary,
@@ -92,21 +75,18 @@ class Recall:
         level     -   -   -   -   1   -   4   -   -   -   -   -
 
     `level` is the distance back to the value, rounded down to a power of two. `chance` is one over the number of
-    values and `best` 1, since where the pairs stand is known. By default (length, pairs, vocabulary) = (64, 4, 256);
-    the paper has vocabulary 8192 and (length, pairs) = (64, 4), (128, 8) and (256, 16), with learned positions.
+    values and `best` 1, since where the pairs stand is known. No later position shows the answer, so `causal` may be
+    either. By default (length, pairs, vocabulary) = (64, 4, 256); the paper has vocabulary 8192 and (length, pairs) =
+    (64, 4), (128, 8) and (256, 16), with learned positions and a causal mask.
     """
 
-    name: ClassVar[str] = "recall"
+    name = "recall"
 
     length: int = 64
     pairs: int = 4
     vocabulary: int = 256
     positions: Positions = "learned"
-
-    features: ClassVar[int] = 1
-    causal: ClassVar[bool] = True
-    metric: ClassVar[Literal["accuracy"]] = "accuracy"
-    best: ClassVar[float] = 1.0
+    causal: bool = True
 
     def __post_init__(self) -> None:
         check_size(self.name, "pairs", self.pairs, least=1)
@@ -115,17 +95,12 @@ class Recall:
         check_choice(self.name, "positions", self.positions, get_args(Positions))
 
     @property
-    def classes(self) -> int:
-        """One per symbol, though only values are ever the target."""
-        return self.vocabulary
-
-    @property
     def chance(self) -> float:
         """One over the number of values."""
         return 1 / (self.vocabulary - self.vocabulary // 2)
 
     def sample(self, count: int, generator: torch.Generator, split: Split = "train") -> Examples:
-        """`count` examples, drawn from `generator` alone; every split has the same distribution."""
+        """`count` examples, drawn from `generator` alone."""
         half = self.vocabulary // 2
         keys = distinct(count, self.pairs, half, generator)
         values = half + distinct(count, self.pairs, self.vocabulary - half, generator)

@@ -1,44 +1,38 @@
-"""Relations between positions: which position must attend to which, and nothing else.
+"""Relations between positions: each position must attend to one other position.
 
-`Cycle` and `Swap` say in their input who names whom, `Shift` means the next position, and in `Relation` tokens are
-related once and for all; what a single head can express of that, `querykey.tasks.ceiling` tells. A head whose
-queries and keys share one matrix scores i for j exactly as j for i, which swapping partners can live with and a
-directed cycle or a shift cannot.
+`Cycle` and `Swap` say in their input which position names which. `Shift` asks for the token at a fixed offset. In
+`Relation` tokens are related once and for all; `querykey.tasks.ceiling` has what a single head can express of that. The
+scores of a head whose queries and keys share one matrix are symmetric: enough to swap partners, not for a directed
+cycle or a shift without a causal mask.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, get_args
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from querykey.tasks.ceiling import Kind, cycle_length
-from querykey.tasks.task import Examples, Positions, Split, check_choice, check_size, distinct, permutations
+from querykey.tasks.task import Examples, Positions, Split, Task, check_choice, check_size, distinct, permutations
 
 
 @dataclass(frozen=True)
-class _Naming:
+class _Naming(Task):
     """Positions in groups of `group`; each names the next of its group, and the last the first.
 
     With several `relations` there are as many groupings, each with names of its own, and a position names the next
     of its group in one of them, which is drawn.
     """
 
-    name: ClassVar[str]
     group: ClassVar[int]
 
     length: int = 12
     names: int = 12
     payloads: int = 8
     relations: int = 1
-
-    causal: ClassVar[bool] = False
-    positions: ClassVar[Positions] = "none"
-    metric: ClassVar[Literal["accuracy"]] = "accuracy"
-    best: ClassVar[float] = 1.0
 
     def __post_init__(self) -> None:
         _check_groups(self.name, self.length, self.group)
@@ -61,13 +55,8 @@ class _Naming:
         """One per payload."""
         return self.payloads
 
-    @property
-    def chance(self) -> float:
-        """1/payloads: the target is the payload of another position, drawn uniformly and on its own."""
-        return 1 / self.payloads
-
     def sample(self, count: int, generator: torch.Generator, split: Split = "train") -> Examples:
-        """`count` examples, drawn from `generator` alone; every split has the same distribution."""
+        """`count` examples, drawn from `generator` alone."""
         drawn = [self._grouping(count, generator) for _ in range(self.relations)]
         payloads = torch.randint(self.payloads, (count, self.length), generator=generator)
         names = [relation * self.names + own for relation, (_, own) in enumerate(drawn)]
@@ -95,7 +84,7 @@ class _Naming:
 class Cycle(_Naming):
     """Directed 3-cycles: each position names another, which does not name it back.
 
-    A position holds three symbols, its own name, the name it points to and a payload; the target is the payload of
+    A position holds three tokens, its own name, the name it points to and a payload; the target is the payload of
     the position it names. Names, cycles, payloads and the order of positions are drawn anew for each example, so
     what must be learned is to follow a name and no table of tokens helps. For example, with length = 3, names = 5
     and payloads = 4 (names 0-4, pointers 5-9, payloads 10-13):
@@ -111,8 +100,8 @@ class Cycle(_Naming):
     has no `level`. By default 12 positions, as many names, 8 payloads, one relation, and no positional information.
     """
 
-    name: ClassVar[str] = "cycle"
-    group: ClassVar[int] = 3
+    name = "cycle"
+    group = 3
 
 
 @dataclass(frozen=True)
@@ -131,65 +120,50 @@ class Swap(_Naming):
     `chance` is 1/payloads and `best` 1. It has no `level`. Defaults as in `Cycle`.
     """
 
-    name: ClassVar[str] = "swap"
-    group: ClassVar[int] = 2
+    name = "swap"
+    group = 2
 
 
 @dataclass(frozen=True)
-class Shift:
-    """The next token, inside an encoder that sees the whole sequence.
+class Shift(Task):
+    """The token at a fixed offset: by default the next one, in an encoder that sees the whole sequence.
 
-    Tokens are uniform and independent; the target at i is token i + 1, and the last position is not counted. Next is
-    a directed relation of positions, which must come from `positions`, "rotary" or "learned". For example, with
-    length = 5 and symbols = 16:
+    Tokens are uniform and independent; the target at i is token i + offset, counted where there is one. This is a
+    directed relation of positions, which must come from `positions`, "rotary" or "learned". A causal model needs a
+    negative offset. For example, with length = 5 and vocabulary = 16:
 
         input     7   2   2  15   0
         target    2   2  15   0   -
 
-    `chance` is 1/symbols and `best` 1. It has no `level`.
+    `chance` is 1/vocabulary and `best` 1. It has no `level`.
     """
 
-    name: ClassVar[str] = "shift"
+    name = "shift"
 
     length: int = 16
-    symbols: int = 16
+    vocabulary: int = 16
     positions: Positions = "rotary"
-
-    features: ClassVar[int] = 1
-    causal: ClassVar[bool] = False
-    metric: ClassVar[Literal["accuracy"]] = "accuracy"
-    best: ClassVar[float] = 1.0
+    offset: int = 1
+    causal: bool = False
 
     def __post_init__(self) -> None:
         check_size(self.name, "length", self.length, least=2)
-        check_size(self.name, "symbols", self.symbols, least=2)
-        check_choice(self.name, "positions", self.positions, ("rotary", "learned"))  # without, no "next"
-
-    @property
-    def vocabulary(self) -> int:
-        """The symbols."""
-        return self.symbols
-
-    @property
-    def classes(self) -> int:
-        """One per symbol."""
-        return self.symbols
-
-    @property
-    def chance(self) -> float:
-        """1/symbols: the next token is uniform."""
-        return 1 / self.symbols
+        check_size(self.name, "vocabulary", self.vocabulary, least=2)
+        check_choice(self.name, "positions", self.positions, ("rotary", "learned"))  # without, no offset
+        check_size(self.name, "offset", self.offset, 1 - self.length, -1 if self.causal else self.length - 1)
+        if not self.offset:
+            raise ValueError(f"{self.name}: offset must not be 0, or every position would hold its own answer")
 
     def sample(self, count: int, generator: torch.Generator, split: Split = "train") -> Examples:
-        """`count` examples, drawn from `generator` alone; every split has the same distribution."""
-        tokens = torch.randint(self.symbols, (count, self.length), generator=generator)
-        counted = torch.ones_like(tokens, dtype=torch.bool)
-        counted[:, -1] = False
-        return Examples(tokens.unsqueeze(-1), tokens.roll(-1, dims=1) * counted, counted)
+        """`count` examples, drawn from `generator` alone."""
+        tokens = torch.randint(self.vocabulary, (count, self.length), generator=generator)
+        source = torch.arange(self.length) + self.offset
+        counted = ((source >= 0) & (source < self.length)).expand(count, -1)
+        return Examples(tokens.unsqueeze(-1), tokens.roll(-self.offset, dims=1) * counted, counted)
 
 
 @dataclass(frozen=True)
-class Relation:
+class Relation(Task):
     """One fixed relation between tokens: for one head and nothing else.
 
     Each sequence holds every token once, in random order and with a random payload; the target is the payload of the
@@ -208,17 +182,13 @@ class Relation:
     case there is.
     """
 
-    name: ClassVar[str] = "relation"
+    name = "relation"
 
     kind: Kind = "3-cycles"
     length: int = 6
     payloads: int = 4
 
-    features: ClassVar[int] = 2
-    causal: ClassVar[bool] = False
-    positions: ClassVar[Positions] = "none"
-    metric: ClassVar[Literal["accuracy"]] = "accuracy"
-    best: ClassVar[float] = 1.0
+    features = 2
 
     def __post_init__(self) -> None:
         check_choice(self.name, "kind", self.kind, get_args(Kind))
@@ -237,23 +207,18 @@ class Relation:
         return self.payloads
 
     @property
-    def chance(self) -> float:
-        """1/payloads: payloads are uniform and independent of all else."""
-        return 1 / self.payloads
-
-    @property
     def related(self) -> Int[Tensor, " length"]:
         """The token that each token is related to."""
         return next_in_group(self.length, cycle_length(self.kind, self.length))
 
     def sample(self, count: int, generator: torch.Generator, split: Split = "train") -> Examples:
-        """`count` examples, drawn from `generator` alone; every split has the same distribution."""
+        """`count` examples, drawn from `generator` alone."""
         tokens = permutations(count, self.length, generator)
         payloads = torch.randint(self.payloads, (count, self.length), generator=generator)
         return self._examples(tokens, payloads)
 
     def related_positions(self, inputs: Int[Tensor, "count length features"]) -> Int[Tensor, "count length"]:
-        """The position that each position is to attend to: where the highest weights of a right head lie."""
+        """The position that each position must attend to: where the highest weights of a right head lie."""
         tokens = inputs[..., 0]
         return tokens.argsort(dim=1).gather(1, self.related[tokens])
 

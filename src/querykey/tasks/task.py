@@ -1,26 +1,34 @@
-"""What a task is: seed -> inputs, targets, and which positions count.
+"""The interface of a task: random examples with inputs, targets and a mask of the positions that count.
 
-A position of the input holds one or more symbols (`features`), whose embeddings the model adds up. The model gives
-`classes` scores per position; those that `counted` marks are scored against `targets`.
+A position of the input holds one or more tokens (`features`), whose embeddings the model adds up. The model gives
+`classes` logits per position. Positions that `counted` marks are scored against `targets`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal, NamedTuple, Protocol, runtime_checkable
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 Split = Literal["train", "validation", "test"]
 Positions = Literal["none", "learned", "rotary"]
+Metric = Literal["accuracy", "bits per byte"]
+
+# The largest difference in a metric that does not matter, unless a plan declares another: two in a hundred answers;
+# 0.02 bits per byte, about 1 % of the loss of a small trained model.
+MARGINS: Mapping[str, float] = {"accuracy": 0.02, "bits per byte": 0.02}
 
 
 class Examples(NamedTuple):
     """A number of examples of one task.
 
-    `inputs` are symbols in [0, vocabulary), `targets` classes in [0, classes); where `counted` is False the target is
+    `inputs` are tokens in [0, vocabulary), `targets` classes in [0, classes). Where `counted` is False the target is
     0 and never scored. `level`, where a task has one, is the difficulty of each position (a distance, a depth, a
     number of pairs): accuracy is then also reported per level.
     """
@@ -31,68 +39,83 @@ class Examples(NamedTuple):
     level: Int[Tensor, "count length"] | None = None
 
 
-@runtime_checkable
-class Task(Protocol):
-    """A task is a frozen dataclass with these fields and `sample`.
+class Task(ABC):
+    """What every task has. A task is a frozen dataclass whose fields are its options.
 
-    `chance` is the score of the best answer that ignores the input (for text: of the symbol frequencies), `best` the
-    highest score that any model could reach; both in the task's `metric`.
+    Attributes:
+        name: the name under which `make_task` knows it.
+        length: positions per example.
+        causal: whether a position may attend only to itself and to those before it.
+        positions: the positional information that the task needs by default.
+        metric: what is reported. Accuracy is better when higher, bits per byte when lower.
+        best: the best score that any model could reach.
     """
 
+    name: ClassVar[str]
+    length: int
+    causal: bool = False
+    positions: Positions = "none"
+    metric: Metric = "accuracy"
+    best: float = 1.0
+
     @property
-    def name(self) -> str: ...  # noqa: D102
-    @property
+    @abstractmethod
     def vocabulary(self) -> int:
-        """Number of input symbols."""
-        ...
+        """Number of input tokens."""
+
+    @abstractmethod
+    def sample(self, count: int, generator: torch.Generator, split: Split = "train") -> Examples:
+        """`count` examples, drawn from `generator` alone. Splits of a task without data have one distribution."""
 
     @property
     def features(self) -> int:
-        """Symbols per position."""
-        ...
+        """Tokens per position."""
+        return 1
 
     @property
     def classes(self) -> int:
-        """Number of output classes."""
-        ...
-
-    @property
-    def length(self) -> int:
-        """Positions per example."""
-        ...
-
-    @property
-    def causal(self) -> bool:
-        """Whether a position may see only itself and what came before."""
-        ...
-
-    @property
-    def positions(self) -> Positions:
-        """The positions that the task needs by default."""
-        ...
-
-    @property
-    def metric(self) -> Literal["accuracy", "bits per byte"]:
-        """What is reported; accuracy is better when higher, bits per byte when lower."""
-        ...
+        """Number of output classes: by default one per token."""
+        return self.vocabulary
 
     @property
     def chance(self) -> float:
-        """Score of the best answer that ignores the input."""
-        ...
+        """Score of the best answer that ignores the input: by default for classes that are equally likely."""
+        return 1 / self.classes
 
     @property
-    def best(self) -> float:
-        """Highest score that any model could reach."""
-        ...
+    def data_hash(self) -> str | None:
+        """Identifies the data that examples are taken from. None for a task that makes its examples up."""
+        return None
 
-    def sample(self, count: int, generator: torch.Generator, split: Split = "train") -> Examples:
-        """`count` examples, drawn from `generator` alone."""
-        ...
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the task was made with, in plain values that `make_task` takes."""
+        return {option.name: vars(self)[option.name] for option in fields(self)}  # type: ignore[arg-type]
+
+    def score(
+        self, logits: Float[Tensor, "targets classes"], targets: Int[Tensor, " targets"], split: Split
+    ) -> Float[Tensor, " targets"]:
+        """The metric of each counted position. `split` is the one that the examples come from."""
+        return (logits.argmax(-1) == targets).double()
+
+    def related_positions(self, inputs: Int[Tensor, "count length features"]) -> Int[Tensor, "count length"] | None:
+        """The position that each position must attend to. None where the task does not fix it."""
+        return None
+
+    def prepare(self, folder: Path) -> dict[str, Any]:
+        """Keep the task's data in a file in `folder`. Returns the options with which `make_task` reads it from there.
+
+        Empty for a task without data.
+        """
+        return {}
+
+    def yardsticks(self, read: Iterable[Examples], scored: Iterable[Examples]) -> dict[str, float]:
+        """Test scores of simple methods that were fitted on `read`, by name. Empty where a task has none."""
+        return {}
 
 
 def check_size(task: str, field: str, value: int, least: int, most: int | None = None) -> None:
-    """Refuse, by ValueError, a size that is no whole number in [least, most]."""
+    """Raise ValueError unless the value is a whole number in [least, most]."""
     bounds = f"at least {least}" if most is None else f"from {least} to {most}"
     whole = isinstance(value, int) and not isinstance(value, bool)
     if not whole or value < least or (most is not None and value > most):
@@ -100,7 +123,7 @@ def check_size(task: str, field: str, value: int, least: int, most: int | None =
 
 
 def check_choice(task: str, field: str, value: str, known: Sequence[str]) -> None:
-    """Refuse, by ValueError, a value that is not one of the known ones."""
+    """Raise ValueError unless the value is one of the known ones."""
     if value not in known:
         raise ValueError(f"{task}: {field} must be one of {', '.join(known)}; got {value!r}")
 
@@ -111,7 +134,7 @@ def permutations(count: int, of: int, generator: torch.Generator) -> Int[Tensor,
 
 
 def distinct(count: int, number: int, of: int, generator: torch.Generator) -> Int[Tensor, "count number"]:
-    """`count` rows of `number` distinct symbols from [0, of), every ordered choice equally likely.
+    """`count` rows of `number` distinct tokens from [0, of). Every ordered choice is equally likely.
 
     Floyd's sampling (Bentley and Floyd 1987): time and memory grow with `number`, not with `of`.
     """

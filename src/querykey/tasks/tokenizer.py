@@ -1,4 +1,4 @@
-"""Text as the symbols of a tokenizer."""
+"""Text as the tokens of a tokenizer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PIECE = 1 << 16  # characters; what the library keeps of a text while encoding i
 
 
 class Tokenizer(NamedTuple):
-    """Text to symbols in [0, vocabulary).
+    """Text to tokens in [0, vocabulary).
 
     Bits per byte compare across tokenizers that lose nothing, such as byte-level ones: what a tokenizer drops or
     takes for unknown, a model need not predict.
@@ -40,6 +40,6 @@ class Tokenizer(NamedTuple):
         def encode(text: str) -> list[int]:
             pieces = [text[start : start + PIECE] for start in range(0, len(text), PIECE)]
             encodings = tokenizer.encode_batch_fast(pieces, add_special_tokens=False)
-            return [symbol for encoding in encodings for symbol in encoding.ids]
+            return [token for encoding in encodings for token in encoding.ids]
 
         return cls(max(tokenizer.get_vocab().values()) + 1, encode)
