@@ -50,7 +50,9 @@ def test_the_share_by_hand():
 
     task = Relation(kind="n-cycle", length=3)
     examples = task._examples(torch.tensor([[0, 1, 2]]), torch.tensor([[0, 0, 0]]))
-    assert argmax_share(Fixed(), task, examples) == pytest.approx(2 / 3)  # 0 → 1, 1 → 0 (wrong), 2 → 0
+    assert argmax_share(Fixed(), examples.inputs, task.related_positions(examples.inputs)) == pytest.approx(
+        2 / 3
+    )  # 0 → 1, 1 → 0 (wrong), 2 → 0
 
 
 def test_a_ceiling_is_of_one_head():

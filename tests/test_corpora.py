@@ -102,8 +102,8 @@ class TestTokenizer:
         bits = -sum(math.log2((seen[token] + 1) / (len(train) + 307)) for token in test)
         size = len(Corpus.read(folder).test.data)
         assert task.chance == pytest.approx(bits / size, rel=1e-9)
-        assert task.bytes_per_symbol("test") == pytest.approx(size / len(test))
-        assert Text.read(folder, length=5).bytes_per_symbol("test") == 1
+        assert task.bytes_per_token("test") == pytest.approx(size / len(test))
+        assert Text.read(folder, length=5).bytes_per_token("test") == 1
 
     def test_the_hash_is_that_of_the_tokens(self, folder: Path, tokenizer_file: Path, tmp_path: Path) -> None:
         copy = tmp_path / "copy"
@@ -234,7 +234,7 @@ def test_a_kept_corpus_is_the_same_and_stays_in_its_file(
     for split in SPLITS:
         ours, theirs = (task.sample(17, torch.Generator().manual_seed(3), split) for task in (kept, made))
         assert all(torch.equal(one, other) for one, other in zip(ours[:3], theirs[:3], strict=True))
-        assert kept.bytes_per_symbol(split) == made.bytes_per_symbol(split)
+        assert kept.bytes_per_token(split) == made.bytes_per_token(split)
     if sys.platform == "linux":
         assert str(path) in Path("/proc/self/maps").read_text()
 

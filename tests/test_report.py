@@ -607,7 +607,7 @@ def small_run(tmp_path_factory):
 
 
 def test_maps_are_the_formula_on_the_expanded_weights(small_run):
-    model, example = load(small_run.weights("cycle", "q=k,v"))
+    model, example = load(small_run.weights("cycle", "q=k,v"))[:2]
     layer = model.attentions[0]
     with torch.no_grad():
         x = model.blocks[0].attention_norm(model.embedding(example).sum(-2))[0]
@@ -634,7 +634,7 @@ def test_maps_of_text_are_named_by_bytes_and_cropped(small_run):
     found = head_maps(small_run, "text", small_run.study.designs)
     assert found is not None
     assert found.names is not None
-    model, example = load(small_run.weights("text", "q,k,v"))
+    model, example = load(small_run.weights("text", "q,k,v"))[:2]
     assert (len(found.names), found.length, found.maps["q=k,v"].shape) == (32, 41, (32, 32))
     signs = {10: "⏎", 32: "␣", 0: "·", 255: "·"}
     assert found.names == [signs.get(byte, chr(byte)) for byte in example[0, :32, 0].tolist()]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
+import json
 import re
 from collections import Counter
 from collections.abc import Callable
 from fractions import Fraction
 from itertools import product
+from pathlib import Path
 
 import pytest
 import torch
@@ -41,14 +42,14 @@ Answers = dict[int, int]  # position -> target; a position that is not counted i
 SMALL: dict[str, dict[str, int]] = {
     "cycle": {"length": 6, "names": 7, "payloads": 5},
     "swap": {"length": 4, "names": 7, "payloads": 3},
-    "shift": {"length": 5, "symbols": 3},
-    "induction": {"length": 7, "symbols": 5, "shortest": 2, "longest": 3},
+    "shift": {"length": 5, "vocabulary": 3},
+    "induction": {"length": 7, "vocabulary": 5, "shortest": 2, "longest": 3},
     "relation": {"length": 6, "payloads": 3},
-    "reverse": {"length": 5, "symbols": 3},
-    "sort": {"length": 5, "symbols": 3},
-    "histogram": {"length": 5, "symbols": 3},
-    "copy": {"length": 5, "symbols": 3},
-    "sub": {"length": 5, "symbols": 3},
+    "reverse": {"length": 5, "vocabulary": 3},
+    "sort": {"length": 5, "vocabulary": 3},
+    "histogram": {"length": 5, "vocabulary": 3},
+    "copy": {"length": 5, "vocabulary": 3},
+    "sub": {"length": 5, "vocabulary": 3},
     "recall": {"length": 11, "pairs": 2, "vocabulary": 5},
     "dyck": {"length": 10, "types": 3, "depth": 3},
 }
@@ -63,8 +64,9 @@ def follow_names(task: Cycle | Swap, symbols: list[list[int]]) -> Answers:
     return {i: payload_of[pointer - task.names] for i, (_, pointer, _) in enumerate(symbols)}
 
 
-def next_token(task: Shift, symbols: list[list[int]]) -> Answers:
-    return {i: after[0] for i, after in enumerate(symbols[1:])}
+def token_at_offset(task: Shift, symbols: list[list[int]]) -> Answers:
+    inside = range(len(symbols))
+    return {i: symbols[i + task.offset][0] for i in inside if i + task.offset in inside}
 
 
 def what_followed_last_time(task: Induction, symbols: list[list[int]]) -> Answers:
@@ -119,14 +121,14 @@ def type_that_must_close(task: Dyck, symbols: list[list[int]]) -> Answers:
 ORACLES: dict[str, Callable[..., Answers]] = {
     "cycle": follow_names,
     "swap": follow_names,
-    "shift": next_token,
+    "shift": token_at_offset,
     "induction": what_followed_last_time,
     "relation": payload_of_related,
     "reverse": everywhere(lambda tokens: tokens[::-1]),
     "sort": everywhere(sorted),
     "histogram": everywhere(lambda tokens: [tokens.count(token) for token in tokens]),
     "copy": everywhere(lambda tokens: tokens),
-    "sub": lambda task, symbols: {i: task.symbols - 1 - symbol for i, (symbol,) in enumerate(symbols)},
+    "sub": lambda task, symbols: {i: task.vocabulary - 1 - symbol for i, (symbol,) in enumerate(symbols)},
     "recall": value_of_key,
     "dyck": type_that_must_close,
 }
@@ -142,7 +144,14 @@ def answers(examples: Examples, i: int) -> Answers:
     return {position: int(examples.targets[i, position]) for position in counted}
 
 
-@pytest.mark.parametrize("task", [make(name) for name in SYNTHETIC for make in (make_task, small)], ids=str)
+OTHERS = [
+    Shift(length=7, vocabulary=5, offset=-2, causal=True),
+    Shift(length=7, vocabulary=5, offset=3),
+    Recall(length=11, pairs=2, vocabulary=5, causal=False),
+]
+
+
+@pytest.mark.parametrize("task", [*(make(n) for n in SYNTHETIC for make in (make_task, small)), *OTHERS], ids=str)
 class TestEveryTask:
     def test_answers_are_those_of_the_definition(self, task: Task) -> None:
         examples = task.sample(53, seeded())
@@ -185,15 +194,18 @@ class TestEveryTask:
         hits = (scored.targets == seen.argmax(dim=1))[scored.counted].float().mean()
         assert float(hits) == pytest.approx(task.chance, abs=0.005)
 
-    def test_is_its_name_and_its_fields(self, task: Task) -> None:
-        fields = {field.name: getattr(task, field.name) for field in dataclasses.fields(task)}  # type: ignore[arg-type]
-        assert make_task(task.name, **fields) == task
+    def test_is_its_name_and_its_options(self, task: Task) -> None:
+        assert make_task(task.name, **task.options) == task
+        assert json.loads(json.dumps(task.options)) == task.options
+        assert (task.data_hash, task.prepare(Path("nowhere")), task.yardsticks([], [])) == (None, {}, {})
 
 
-@pytest.mark.parametrize("name", SYNTHETIC)
-def test_best_is_1_because_what_is_seen_fixes_the_target(name: str) -> None:
-    tiny = {"cycle": {"length": 3, "names": 3, "payloads": 2}, "swap": {"length": 2, "names": 3, "payloads": 2}}
-    task = make_task(name, **tiny.get(name, SMALL[name]))
+TINY = {"cycle": {"length": 3, "names": 3, "payloads": 2}, "swap": {"length": 2, "names": 3, "payloads": 2}}
+FEW = [make_task(name, **TINY.get(name, SMALL[name])) for name in SYNTHETIC]
+
+
+@pytest.mark.parametrize("task", [*FEW, Shift(length=5, vocabulary=3, offset=-1, causal=True)], ids=str)
+def test_best_is_1_because_what_is_seen_fixes_the_target(task: Task) -> None:
     assert task.best == 1.0
     examples = task.sample(8_000, seeded())
     seen: dict[tuple[object, ...], int] = {}
@@ -253,7 +265,7 @@ def test_every_place_for_a_cycle_is_equally_likely() -> None:
 
 
 def test_induction_level_is_the_distance_to_the_answer() -> None:
-    task = Induction(length=23, symbols=13, shortest=5, longest=11)
+    task = Induction(length=23, vocabulary=13, shortest=5, longest=11)
     examples = task.sample(41, seeded())
     assert examples.level is not None
     for i, symbols in enumerate(examples.inputs.squeeze(-1).tolist()):
@@ -266,7 +278,7 @@ def test_induction_level_is_the_distance_to_the_answer() -> None:
 @pytest.mark.parametrize(("length", "symbols"), [(2, 2), (4, 3), (3, 5), (7, 2)])
 @pytest.mark.parametrize("name", ["reverse", "sort", "histogram", "copy", "sub"])
 def test_chance_of_sequences_is_that_of_all_of_them(name: str, length: int, symbols: int) -> None:
-    task = make_task(name, length=length, symbols=symbols)
+    task = make_task(name, length=length, vocabulary=symbols)
     targets = [ORACLES[name](task, [[s] for s in tokens]) for tokens in product(range(symbols), repeat=length)]
     likeliest = [max(Counter(answers[i] for answers in targets).values()) for i in range(length)]
     assert task.chance == pytest.approx(sum(likeliest) / length / len(targets), rel=1e-9)
@@ -439,16 +451,19 @@ def a_best_matrix(kind: Kind, scores: Scores, selfmask: bool) -> Tensor:
         ("cycle", {"length": 24}, "cycle: names must be a whole number at least 24, got 12"),
         ("swap", {"payloads": 1}, "swap: payloads must be a whole number at least 2, got 1"),
         ("shift", {"length": 1}, "shift: length must be a whole number at least 2"),
-        ("shift", {"symbols": 1}, "shift: symbols must be a whole number at least 2"),
+        ("shift", {"vocabulary": 1}, "shift: vocabulary must be a whole number at least 2"),
         ("shift", {"positions": "none"}, "shift: positions must be one of rotary, learned; got 'none'"),
+        ("shift", {"offset": 16}, "shift: offset must be a whole number from -15 to 15, got 16"),
+        ("shift", {"causal": True}, "shift: offset must be a whole number from -15 to -1, got 1"),
+        ("shift", {"offset": 0}, "shift: offset must not be 0"),
         ("induction", {"longest": 24}, "induction: longest must be a whole number from 2 to 23, got 24"),
         ("induction", {"shortest": 13}, "induction: shortest must be a whole number from 2 to 12"),
-        ("induction", {"symbols": 11}, "induction: symbols must be a whole number at least 12"),
+        ("induction", {"vocabulary": 11}, "induction: vocabulary must be a whole number at least 12"),
         ("relation", {"kind": "swap", "length": 9}, "relation of swap: length must divide by 2"),
         ("relation", {"kind": "3-cycles", "length": 8}, "relation of 3-cycles: .* got 8, the nearest that does is 9"),
         ("relation", {"kind": "identity", "length": 1}, "relation: length must be a whole number at least 2"),
         ("reverse", {"length": 1}, "reverse: length must be a whole number at least 2, got 1"),
-        ("sort", {"symbols": 1}, "sort: symbols must be a whole number at least 2, got 1"),
+        ("sort", {"vocabulary": 1}, "sort: vocabulary must be a whole number at least 2, got 1"),
         ("recall", {"length": 15}, "recall: length must be a whole number at least 16, got 15"),
         ("recall", {"vocabulary": 7}, "recall: vocabulary must be a whole number at least 8, got 7"),
         ("recall", {"pairs": 0}, "recall: pairs must be a whole number at least 1, got 0"),
@@ -457,7 +472,7 @@ def a_best_matrix(kind: Kind, scores: Scores, selfmask: bool) -> Tensor:
         ("dyck", {"types": 1}, "dyck: types must be a whole number at least 2, got 1"),
         ("cicle", {}, r"unknown task 'cicle' \(did you mean 'cycle'\?\); known are cycle, swap, shift"),
         ("zzz", {}, "unknown task 'zzz'; known are cycle"),
-        ("shift", {"simbols": 3}, r"option of task shift 'simbols' \(did you mean 'symbols'\?\); known are length"),
+        ("shift", {"vocabulari": 3}, r"option of task shift 'vocabulari'.*did you mean 'vocabulary'.*length"),
     ],
 )
 def test_refusals_are_sentences(name: str, options: dict[str, object], sentence: str) -> None:

@@ -17,7 +17,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from querykey.tasks import Corpus, Split, Task, Text, make_task
+from querykey.tasks import Corpus, MaskedText, Split, Task, Text, make_task
 from querykey.tasks.corpus import SPLITS, Documents
 
 TOO_SHORT = (
@@ -316,3 +316,35 @@ class TestRefusals:
             Text.read(tmp_path / "text", length=0)
         with pytest.raises(ValueError, match="text: limit must be a whole number at least 1, got 0"):
             Text.read(tmp_path / "text", limit=0)
+
+
+@given(
+    sizes=st.lists(st.integers(1, 16), min_size=1, max_size=16).filter(lambda sizes: sum(sizes) - len(sizes) >= 13),
+    length=st.integers(1, 13),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=60, deadline=None)
+def test_hidden_bytes_are_some_of_one_document_and_the_others_are_shown(
+    sizes: list[int], length: int, seed: int
+) -> None:
+    task = MaskedText(corpus_of(numbered(sizes)), length=length)
+    assert (task.vocabulary, task.classes, task.causal) == (257, 256, False)
+    examples = task.sample(23, seeded(seed), "test")
+    for inputs, targets, counted in zip(
+        examples.inputs.squeeze(-1).tolist(), examples.targets.tolist(), examples.counted.tolist(), strict=True
+    ):
+        tokens = [target if hidden else shown for shown, target, hidden in zip(inputs, targets, counted, strict=True)]
+        document, start = divmod(tokens[0], 16)
+        inside = min(sizes[document] - start, length)
+        assert tokens[:inside] == [16 * document + start + place for place in range(inside)]
+        assert all(inputs[place] == 256 for place in range(length) if counted[place])
+        assert not any(counted[inside:])
+        assert sum(counted) == max(1, round(0.15 * inside))
+
+
+def test_any_byte_may_be_hidden() -> None:
+    task = make_task("masked-text", length=20)
+    counted = task.sample(4000, seeded()).counted.double().mean(dim=0)
+    assert counted.min() > 0.12
+    assert counted.max() < 0.18
+    assert make_task("masked-text", length=20, causal=True).causal

@@ -72,10 +72,12 @@ def test_kept_weights_give_the_model_that_was_scored(tmp_path):
     path = tmp_path / "deep" / "w.safetensors"
     mine = cell("q=k,v+core=full", "induction")
     outcome = training.train(mine, path)
-    model, example = training.load(path)
+    trained = training.load(path)
+    model, example = trained.model, trained.example
     task = make_task("induction")
     test = task.sample(training.TEST, training.generator("induction", 0, "test"), "test")
     assert torch.equal(example, test.inputs[:1])
+    assert make_task(trained.task, **trained.options) == task
     assert training.score(model, task, test, "test")[""] == outcome.metrics["test"]
     assert not list(path.parent.glob("*.partial"))
 
@@ -113,7 +115,7 @@ class TwoBytes(Text):
     def __post_init__(self):
         pass
 
-    def bytes_per_symbol(self, split):
+    def bytes_per_token(self, split):
         return {"test": 2.0}[split]
 
 

@@ -230,8 +230,8 @@ def _save(model: Transformer, cell: Cell, task: Task, example: Tensor, path: Pat
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    kept = {"vocabulary": task.vocabulary, "classes": task.classes, "length": task.length, "causal": task.causal}
-    kept |= {"config": asdict(cell.task.config), "design": str(cell.design)}
+    sizes = {"vocabulary": task.vocabulary, "classes": task.classes, "length": task.length, "causal": task.causal}
+    kept = {**sizes, "config": asdict(cell.task.config), "design": str(cell.design)}
     metadata = {"model": json.dumps(kept), "task": cell.task.kind, "options": json.dumps(cell.plain["options"])}
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()} | {EXAMPLE: example}
     try:

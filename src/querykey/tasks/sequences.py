@@ -92,7 +92,7 @@ class Histogram(_Sequence):
     """
 
     name = "histogram"
-    positions = "none"
+    positions = "none"  # type: ignore[assignment]
 
     @property
     def classes(self) -> int:

@@ -137,7 +137,7 @@ class Text(Task):
     def yardsticks(self, read: Iterable[Examples], scored: Iterable[Examples]) -> dict[str, float]:
         """Bits per byte of n-gram models (Witten-Bell) that see none to four of the tokens nearest to the target."""
         events = [ngrams.Events.of(parts, self._nearest) for parts in (map(self._shown, read), scored)]
-        bits = ngrams.bits(*events, self.classes)
+        bits = ngrams.bits(events[0], events[1], self.classes)
         return {name: bits[order - 1] / self.bytes_per_token("test") for name, order in ngrams.ORDERS.items()}
 
     @property
@@ -191,10 +191,10 @@ class MaskedText(Text):
         paths: Paths = (),
         length: int = 64,
         positions: Positions = "rotary",
-        causal: bool = False,
         tokenizer: str | os.PathLike[str] = "bytes",
         limit: int | None = None,
         prepared: str | os.PathLike[str] | None = None,
+        causal: bool = False,
     ) -> MaskedText:
         """As `Text.read`; `causal` for a model that sees only the tokens before a hidden one."""
         return cls(_corpus(paths, tokenizer, limit, prepared), length, positions, causal)
