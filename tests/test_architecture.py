@@ -18,7 +18,7 @@ FLOORS = (
     {"transformer", "bench"},
     {"models"},
     {"study", "inspection"},
-    {"explorer"},
+    {"explorer", "hf"},
     {""},  # querykey/__init__.py, the face
     {"cli"},
 )

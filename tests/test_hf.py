@@ -1,0 +1,131 @@
+"""querykey as an attention implementation of transformers, against `sdpa` and against the formula."""
+
+import pytest
+import torch
+import transformers
+
+import querykey.hf
+from querykey.attention.reference import masked_softmax
+
+FAMILIES = {
+    "llama": ("LlamaForCausalLM", "LlamaConfig", {"num_key_value_heads": 2}),
+    "gemma3": ("Gemma3ForCausalLM", "Gemma3TextConfig", {"num_key_value_heads": 1, "head_dim": 6, "sliding_window": 4}),
+    "qwen3": ("Qwen3ForCausalLM", "Qwen3Config", {"num_key_value_heads": 2, "head_dim": 6}),
+    "gpt2": ("GPT2LMHeadModel", "GPT2Config", {}),
+    "bert": ("BertForMaskedLM", "BertConfig", {}),
+}
+SIZES = {
+    "vocab_size": 61,
+    "hidden_size": 24,
+    "intermediate_size": 29,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 53,
+}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def registered():
+    assert querykey.hf.register() == tuple(querykey.hf.NAMES)
+
+
+def tiny(family, implementation, **options):
+    model, config, more = FAMILIES[family]
+    torch.manual_seed(5)
+    config = getattr(transformers, config)(**SIZES, **more, **options)
+    made = getattr(transformers, model)(config).eval()
+    with torch.no_grad():
+        for parameter in made.parameters():
+            if parameter.ndim == 2:
+                parameter.normal_(0.0, 0.3)
+    made.set_attn_implementation(implementation)
+    return made
+
+
+def tokens():
+    return torch.randint(1, 61, (2, 11), generator=torch.Generator().manual_seed(3))
+
+
+LEFT_PADDING = torch.tensor([[0, 0, 0, *[1] * 8], [1] * 11])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("padding", [None, LEFT_PADDING], ids=["whole", "left-padded"])
+def test_logits_equal_those_of_sdpa(family, padding):
+    with torch.no_grad():
+        found, expected = (
+            tiny(family, name)(tokens(), attention_mask=padding).logits for name in ("querykey", "sdpa")
+        )
+    rows = torch.ones_like(tokens()) if padding is None else padding
+    torch.testing.assert_close(found[rows == 1], expected[rows == 1], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "bert"])
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+def test_generation_equals_that_of_sdpa(family, cache):
+    options = {"max_new_tokens": 12, "do_sample": False, "attention_mask": LEFT_PADDING, "pad_token_id": 0}
+    options |= {} if cache == "dynamic" else {"cache_implementation": "static", "disable_compile": True}
+    found, expected = (
+        tiny(family, name, eos_token_id=None).generate(tokens(), **options) for name in ("querykey", "sdpa")
+    )
+    assert found.shape == (2, 23)
+    assert found.tolist() == expected.tolist()
+
+
+def by_formula(name):
+    """The four names written out: scores, mask, softmax, weighted sum."""
+
+    def attention(module, query, key, value, attention_mask, scaling=None, **_):
+        groups = query.shape[1] // key.shape[1]
+        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+        scores = scaling * query @ key.mT
+        if name == "querykey-cosine":
+            norms = query.norm(dim=-1)[..., None] * key.norm(dim=-1)[..., None, :]
+            scores = query.shape[-1] ** 0.5 * (query @ key.mT) / norms
+        if name == "querykey-l2":
+            scores = -scaling / 2 * (query[..., :, None, :] - key[..., None, :, :]).square().sum(-1)
+        queries, keys = scores.shape[-2:]
+        allowed = torch.ones(queries, keys, dtype=torch.bool)
+        if module.is_causal:
+            allowed = allowed.tril(keys - queries)
+        if name == "querykey-selfmask":
+            closed = allowed & ~torch.eye(keys, dtype=torch.bool)[-queries:]
+            allowed = torch.where(closed.any(-1, keepdim=True), closed, allowed)
+        return (masked_softmax(scores, allowed) @ value).transpose(1, 2).contiguous(), None
+
+    return attention
+
+
+@pytest.mark.parametrize("family", ["llama", "bert"])
+@pytest.mark.parametrize("name", querykey.hf.NAMES)
+def test_each_name_is_its_formula(name, family):
+    transformers.AttentionInterface.register("by-formula", by_formula(name))
+    transformers.masking_utils.AttentionMaskInterface.register("by-formula", transformers.masking_utils.sdpa_mask)
+    with torch.no_grad():
+        found, expected, plain = (
+            tiny(family, implementation)(tokens()).logits for implementation in (name, "by-formula", "sdpa")
+        )
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert (found - plain).abs().max() > 0.01 or name == "querykey"
+
+
+def test_the_self_mask_decodes_as_it_reads_at_once():
+    model = tiny("llama", "querykey-selfmask")
+    with torch.no_grad():
+        whole = model(tokens()).logits
+        start = model(tokens()[:, :6], use_cache=True)
+        steps, cache = [start.logits], start.past_key_values
+        for at in range(6, 11):
+            step = model(tokens()[:, at : at + 1], past_key_values=cache)
+            steps.append(step.logits)
+    torch.testing.assert_close(torch.cat(steps, 1), whole, rtol=1e-4, atol=1e-4)
+
+
+def test_what_it_does_not_compute_is_refused():
+    config = transformers.Gemma2Config(
+        **SIZES, num_key_value_heads=2, head_dim=6, attn_logit_softcapping=5.0, sliding_window=4
+    )
+    model = transformers.Gemma2ForCausalLM(config).eval()
+    model.set_attn_implementation("querykey")
+    with pytest.raises(ValueError, match="softcap"):
+        model(tokens())
