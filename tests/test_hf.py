@@ -53,9 +53,7 @@ LEFT_PADDING = torch.tensor([[0, 0, 0, *[1] * 8], [1] * 11])
 @pytest.mark.parametrize("padding", [None, LEFT_PADDING], ids=["whole", "left-padded"])
 def test_logits_equal_those_of_sdpa(family, padding):
     with torch.no_grad():
-        found, expected = (
-            tiny(family, name)(tokens(), attention_mask=padding).logits for name in ("querykey", "sdpa")
-        )
+        found, expected = (tiny(family, name)(tokens(), attention_mask=padding).logits for name in ("querykey", "sdpa"))
     rows = torch.ones_like(tokens()) if padding is None else padding
     torch.testing.assert_close(found[rows == 1], expected[rows == 1], rtol=1e-5, atol=1e-5)
 

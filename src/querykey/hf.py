@@ -113,7 +113,8 @@ def _without_self(sdpa_mask: Callable[..., Tensor | None]) -> Callable[..., Tens
             return mask_function(batch, head, query, key) & (query != key)
 
         allowed, without = (sdpa_mask(mask_function=function, **arguments) for function in (mask_function, others))
-        assert allowed is not None and without is not None  # both skips are off
+        assert allowed is not None  # both skips are off
+        assert without is not None
         return torch.where(without.any(-1, keepdim=True), without, allowed)
 
     return mask
