@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import base64
 import json
+import math
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.client import HTTPConnection
 from typing import Any
 
-import numpy as np
 import torch
 import uvicorn
 from torch import Tensor
 
 from querykey.explorer.notation import Bytes
-from querykey.explorer.packing import Packed
+from querykey.explorer.rounding import Rounded
 from querykey.explorer.server import application, listen
 from querykey.explorer.subjects import Offer, Subject
 from querykey.models.native import OwnModel
@@ -24,10 +23,10 @@ from querykey.models.replacements import fitted
 from querykey.transformer import Transformer
 
 
-def unpacked(array: Packed) -> Tensor:
-    """The values of a packed array, as the page has them."""
-    numbers = np.frombuffer(base64.b64decode(array["data"]), f"<{array['type']}").reshape(array["shape"])
-    return torch.from_numpy(numbers / 10.0 ** array["digits"])
+def values_of(array: Rounded) -> Tensor:
+    """The values of a rounded array, as the page has them; NaN where there is none."""
+    numbers = [math.nan if value is None else value for value in array["values"]]
+    return torch.tensor(numbers, dtype=torch.float64).view(array["shape"]) / 10.0 ** array["digits"]
 
 
 def causal_subject() -> Subject:

@@ -1,4 +1,4 @@
-"""The explorer without its page: the switch, notations, views, packed numbers, and the API with requests at random."""
+"""The explorer without its page: the switch, notations, views, rounding, and the API with requests at random."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from explored import ask, causal_subject, offered, served, unpacked
+from explored import ask, causal_subject, offered, served, values_of
 from querykey.bilinear import argmax_cycles
 from querykey.cli import main
 from querykey.explorer import builtin, subjects
 from querykey.explorer.notation import Bytes, Naming, Numbers
-from querykey.explorer.packing import packed
+from querykey.explorer.rounding import rounded
 from querykey.explorer.server import listen
 from querykey.explorer.subjects import Offer, Subject, offers
 from querykey.explorer.views import Focus, Viewer, graph, symmetry
@@ -98,12 +98,12 @@ def test_a_full_core_of_a_head_that_has_one_is_that_head() -> None:
 
 
 @given(st.lists(st.lists(st.floats(-1e4, 1e4), min_size=3, max_size=3), min_size=1, max_size=5))
-def test_packed_numbers_are_those_printed(rows: list[list[float]]) -> None:
+def test_rounded_numbers_are_those_printed(rows: list[list[float]]) -> None:
     values = torch.tensor(rows, dtype=torch.float64)
     for digits in (None, 2):
-        array = packed(values, digits)
+        array = rounded(values, digits)
         shown = array["digits"]
-        for value, back in zip(values.flatten().tolist(), unpacked(array).flatten().tolist(), strict=True):
+        for value, back in zip(values.flatten().tolist(), values_of(array).flatten().tolist(), strict=True):
             assert abs(back - value) <= 0.5 * 10**-shown + 1e-9
             assert float(f"{back:.{shown}f}") == pytest.approx(back)
 
@@ -202,7 +202,9 @@ def test_the_api_answers(port: int, cycle: Subject) -> None:
     assert (status, about["causal"], len(about["layers"])) == (200, True, 2)
     status, look = ask(port, "/api/look", {"model": "cycle", "text": cycle.example})
     run = cycle.model.run(cycle.notation.encode(cycle.example).ids)
-    torch.testing.assert_close(unpacked(look["head"]["scores"]), run.layers[0].scores[0, 0].double(), atol=5e-3, rtol=0)
+    torch.testing.assert_close(
+        values_of(look["head"]["scores"]), run.layers[0].scores[0, 0].double(), atol=5e-3, rtol=0
+    )
     assert look["head"]["whom"] == run.layers[0].pattern[0, 0].argmax(-1).tolist()
     assert look["targets"] == look["answers"]
 

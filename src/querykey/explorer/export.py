@@ -1,8 +1,8 @@
-"""The page as one file: its code, and everything that it can ask for, packed.
+"""The page as one file: its code, and everything that it can ask for.
 
-The text and the model are fixed; every head can be looked at in every setting, with the change in that head alone, and
-the effect on the output is there for this head, its layer and all heads. Numbers have the digits that are printed and
-no more (see `packing`), arrays that are equal are stored once, and all is deflated.
+The text and the model are fixed. Every head can be looked at with every intervention in that head alone; the effect on
+the output is there for this head, its layer and all heads. The answers are those of the server, as JSON, deflated and
+written in base64: one piece for what is common, and one for each layer, which the page opens when it is asked for.
 """
 
 from __future__ import annotations
@@ -10,18 +10,15 @@ from __future__ import annotations
 import base64
 import json
 import re
+import time
 import zlib
-from collections.abc import Callable
-from hashlib import sha256
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from querykey.explorer.subjects import Subject
 from querykey.explorer.views import Focus, Viewer
 from querykey.machine import one_thread
-from querykey.models.replacements import Scope
 
 PAGE = Path(__file__).parent / "page"
 # fmt: off
@@ -30,36 +27,27 @@ MODULES = (  # each after what it needs
 )
 # fmt: on
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'"
-MOST_TOKENS = 128  # with every head in every setting, more would be tens of megabytes
+MOST_BYTES = 50_000_000  # of a file
 
 
-@one_thread()
 def exported(
     subject: Subject, name: str, title: str, text: str | None = None, tell: Callable[[str], None] = print
-) -> str:
-    """The page on this subject and text, as HTML. Raises ValueError for a text that is too long or cannot be read."""
+) -> Iterator[str]:
+    """The page on this subject and text, as HTML in pieces; `tell` gets its expected size, then each layer.
+
+    Raises ValueError, before any long work, for a text that cannot be read and for a page above `MOST_BYTES`.
+    """
     text = subject.example if text is None else text
-    length = len(subject.notation.encode(text).tokens)
-    if length > MOST_TOKENS:
+    viewer = Viewer(subject)
+    about = viewer.about()
+    with one_thread():
+        expected = _expected(viewer, text, about, tell)
+    if expected > MOST_BYTES:
         raise ValueError(
-            f"a text of {length} tokens; an exported page takes at most {MOST_TOKENS}, so give a shorter one"
+            f"the page would take about {expected / 1e6:.0f} MB for {_heads(about)} heads on this text; an exported "
+            f"page has at most {MOST_BYTES / 1e6:.0f} MB, so give a shorter text"
         )
-    content, blob = _answers(Viewer(subject), text, tell)
-    content |= {"model": name, "title": title, "text": text}
-    index = (PAGE / "index.html").read_text(encoding="utf-8")
-    style = (PAGE / "style.css").read_text(encoding="utf-8")
-    answers = json.dumps(content, separators=(",", ":")).encode()
-    data = "".join(
-        f'<script type="text/plain" id="{name}">{_ascii(_deflated(part))}</script>\n    '
-        for name, part in (("answers", answers), ("arrays", blob))
-    )
-    index = index.replace('<link rel="stylesheet" href="page/style.css" />', f"<style>\n{style}</style>")
-    index = index.replace(
-        '<meta charset="utf-8" />',
-        f'<meta charset="utf-8" />\n    <meta http-equiv="Content-Security-Policy" content="{POLICY}" />',
-    )
-    script = f'{data}<script type="module">\n{bundle()}</script>'
-    return index.replace('<script type="module" src="page/live.js"></script>', script)
+    return _pieces(viewer, text, about | {"model": name, "title": title}, tell)
 
 
 def bundle() -> str:
@@ -69,88 +57,83 @@ def bundle() -> str:
     return _inert(re.sub(r"^import [^;]*;\n", "", code, flags=re.M))
 
 
-def _answers(viewer: Viewer, text: str, tell: Callable[[str], None]) -> tuple[dict[str, Any], bytes]:
-    """All answers that the page may want, and the arrays in them."""
-    about = viewer.about()
-    arrays = Arrays()
-    heads = [(layer, head) for layer, shape in enumerate(about["layers"]) for head in range(shape["heads"])]
+def _pieces(viewer: Viewer, text: str, about: dict[str, Any], tell: Callable[[str], None]) -> Iterator[str]:
+    before, after = _frame()
+    yield before
+    effects: dict[str, Any] = {}
+    for layer, shape in enumerate(about["layers"]):
+        with one_thread():
+            yield _script(f"layer-{layer}", _layer(viewer, text, about, layer, range(shape["heads"]), effects))
+        tell(f"layer {layer + 1} of {len(about['layers'])}")
     look = viewer.look(text, Focus())
-    content: dict[str, Any] = {"about": about, "looks": {}, "effects": {}}
-    content["common"] = {key: value for key, value in look.items() if key not in ("head", "overview")}
-    content["overview"] = arrays.kept(look["overview"])
-    for done, setting in enumerate(about["settings"], start=1):
-        for layer, head in heads:
+    del look["head"]
+    yield _script("common", {"about": about, "text": text, "look": look, "effects": effects})
+    yield after
+
+
+def _frame() -> tuple[str, str]:
+    """The page before and after its answers, with its style and code in it."""
+    index = (PAGE / "index.html").read_text(encoding="utf-8")
+    style = (PAGE / "style.css").read_text(encoding="utf-8")
+    index = index.replace('<link rel="stylesheet" href="page/style.css" />', f"<style>\n{style}</style>")
+    charset = '<meta charset="utf-8" />'
+    index = index.replace(charset, f'{charset}\n<meta http-equiv="Content-Security-Policy" content="{POLICY}" />')
+    before, after = index.split('<script type="module" src="page/live.js"></script>')
+    return before, f'<script type="module">\n{bundle()}</script>{after}'
+
+
+def _layer(
+    viewer: Viewer, text: str, about: dict[str, Any], layer: int, heads: Iterable[int], effects: dict[str, Any]
+) -> dict[str, Any]:
+    """The answers on some heads of a layer; what does not differ from the first head as trained stands once.
+
+    The effect of changing all heads is added to `effects`.
+    """
+    first = viewer.look(text, Focus(layer), overview=False)["head"]
+    found: dict[str, Any] = {"first": first, "heads": {}, "effects": {}}
+    for head in heads:
+        trained = viewer.look(text, Focus(layer, head), overview=False)["head"]
+        found["heads"][f"trained {head}"] = _differing(trained, first)
+        for setting in about["settings"][1:]:
             focus = Focus(layer, head, setting)
-            found = viewer.look(text, focus, overview=False)["head"]
-            content["looks"][f"{setting} {layer} {head}"] = arrays.kept(found, signed=setting == "signed")
-            if setting != "trained":
-                keys: dict[Scope, str] = {"head": f"{setting} {layer} {head}"}
-                keys |= {"layer": f"{setting} {layer}"} if head == 0 else {}
-                keys |= {"all": setting} if (layer, head) == (0, 0) else {}
-                effect = viewer.effect(text, focus, list(keys))
-                content["effects"] |= {key: effect[scope] for scope, key in keys.items()}
-        tell(f"{setting}: {done} of {len(about['settings'])} settings")
-    content["arrays"] = arrays.index
-    return content, arrays.packed()
+            look = viewer.look(text, focus, overview=False)["head"]
+            found["heads"][f"{setting} {head}"] = _differing(look, trained)
+            effect = viewer.effect(text, focus, ["head"] if head else ["head", "layer"])
+            found["effects"][f"{setting} {head}"] = effect["head"]
+            if head == 0:
+                found["effects"][setting] = effect["layer"]
+            if setting not in effects:
+                effects |= {setting: viewer.effect(text, focus, ["all"])["all"]}
+    return found
 
 
-class Arrays:
-    """Packed arrays (see `packing`) in one place, each once; in an answer stands its number instead."""
-
-    def __init__(self) -> None:
-        self.index: list[dict[str, Any]] = []
-        self._contents: list[bytes] = []
-        self._known: dict[bytes, int] = {}
-
-    def kept(self, values: dict[str, Any], signed: bool = False) -> dict[str, Any]:
-        """The answer with a number for each array; `signed`: its queries are its keys, some with a minus sign."""
-        if signed and (signs := self._signs(values["q"], values["k"])):
-            values = values | {"q": {"signs": signs}}
-        return {name: {"array": self._add(v)} if _is_packed(v) else v for name, v in values.items()}
-
-    def packed(self) -> bytes:
-        """All arrays: those of each size together, all first bytes before all second ones."""
-        by_size: dict[int, list[bytes]] = {size: [] for size in (1, 2, 4)}
-        for entry, content in zip(self.index, self._contents, strict=True):
-            by_size[int(entry["type"][1])].append(content)
-        planes = []
-        for size, contents in by_size.items():
-            whole = np.frombuffer(b"".join(contents), np.uint8).reshape(-1, size)
-            planes.append(whole.T.tobytes())
-        return b"".join(planes)
-
-    def _add(self, array: dict[str, Any]) -> int:
-        content = base64.b64decode(array["data"])
-        entry = {key: value for key, value in array.items() if key != "data"}
-        key = sha256(json.dumps(entry).encode() + content).digest()
-        if key not in self._known:
-            self._known[key] = len(self.index)
-            self.index.append(entry)
-            self._contents.append(content)
-        return self._known[key]
-
-    @staticmethod
-    def _signs(query: dict[str, Any], key: dict[str, Any]) -> list[int] | None:
-        """The sign of each channel by which queries come of keys; None if they do not."""
-        if any(query[name] != key[name] for name in ("shape", "digits", "type")):
-            return None
-        q, k = (np.frombuffer(base64.b64decode(a["data"]), f"<{a['type']}").reshape(a["shape"]) for a in (query, key))
-        signs = np.where((q == k).all(0), 1, -1)
-        return signs.tolist() if (q == k * signs).all() else None
+def _differing(look: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in look.items() if name not in base or base[name] != value}
 
 
-def _is_packed(value: Any) -> bool:
-    return isinstance(value, dict) and "data" in value
+def _expected(viewer: Viewer, text: str, about: dict[str, Any], tell: Callable[[str], None]) -> float:
+    """The size of the page in bytes, from the first heads of the first layer."""
+    start = time.perf_counter()
+    tried = range(min(2, about["layers"][0]["heads"]))
+    piece = _layer(viewer, text, about, 0, tried, dict.fromkeys(about["settings"]))
+    once = len(_script("", {"first": piece["first"]}))
+    last = {name: value for name, value in piece["heads"].items() if name.endswith(f" {tried[-1]}")}
+    each = len(_script("", last))
+    heads = _heads(about)
+    size = once * len(about["layers"]) + each * heads
+    minutes = (time.perf_counter() - start) / len(tried) * heads / 60
+    tell(f"{heads} heads with {len(about['settings'])} settings: about {size / 1e6:.1f} MB, {minutes:.1f} minutes")
+    return size
 
 
-def _deflated(content: bytes) -> bytes:
-    deflater = zlib.compressobj(9, zlib.DEFLATED, -15)
-    return deflater.compress(content) + deflater.flush()
+def _heads(about: dict[str, Any]) -> int:
+    return sum(shape["heads"] for shape in about["layers"])
 
 
-def _ascii(content: bytes) -> str:
-    """Base 85, which adds a quarter; with a comma for the one sign that HTML could take for a tag."""
-    return base64.b85encode(content).decode("ascii").replace("<", ",")
+def _script(name: str, content: dict[str, Any]) -> str:
+    """Data for the page: JSON, deflated, in base64."""
+    deflated = zlib.compress(json.dumps(content, separators=(",", ":")).encode(), 9)
+    return f'<script type="text/plain" id="{name}">{base64.b64encode(deflated).decode("ascii")}</script>\n'
 
 
 def _inert(text: str) -> str:

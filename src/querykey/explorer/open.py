@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from html import escape
 from pathlib import Path
 
@@ -42,8 +42,13 @@ def export(
     trust_remote_code: bool = False,
     tell: Tell = print,
 ) -> Path:
-    """Writes the page as one file that needs no server and no network. Raises ValueError as `show` does."""
-    return Explorer(_page(model, text, revision, trust_remote_code, tell)).save(path)
+    """Writes the page as one file that needs no server and no network, whole or not at all.
+
+    Raises ValueError as `show` does, and for a page that would be too large.
+    """
+    with write_atomically(Path(path)) as partial, partial.open("w", encoding="utf-8") as file:
+        file.writelines(_page(model, text, revision, trust_remote_code, tell))
+    return Path(path)
 
 
 class Explorer:
@@ -51,12 +56,6 @@ class Explorer:
 
     def __init__(self, html: str) -> None:
         self.html = html
-
-    def save(self, path: str | Path) -> Path:
-        """Writes the page as a file, whole or not at all."""
-        with write_atomically(Path(path)) as partial:
-            partial.write_text(self.html, encoding="utf-8")
-        return Path(path)
 
     def _repr_html_(self) -> str:
         return (
@@ -78,10 +77,10 @@ def explore(
     "cycle-tied" and "bytes"; None is MiniLM where its package is installed, else "bytes", which is trained on first
     use. Raises ValueError for a model or a text that cannot be shown.
     """
-    return Explorer(_page(model, text, revision, trust_remote_code, lambda line: None))
+    return Explorer("".join(_page(model, text, revision, trust_remote_code, lambda line: None)))
 
 
-def _page(model: str | Path | None, text: str | None, revision: str | None, trust: bool, tell: Tell) -> str:
+def _page(model: str | Path | None, text: str | None, revision: str | None, trust: bool, tell: Tell) -> Iterator[str]:
     found = offers(model, revision, trust)
     first = next(iter(found))
     return exported(_opened(found[first], tell), first, found[first].title, text, tell)

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from querykey.bilinear import argmax_cycles
 from querykey.explorer.notation import Encoded
-from querykey.explorer.packing import PATTERN_DIGITS, SCORE_DIGITS, packed, raw
+from querykey.explorer.rounding import SCORE_DIGITS, WEIGHT_DIGITS, rounded
 from querykey.explorer.subjects import Subject
 from querykey.models.huggingface import LayerRun, Run
 from querykey.models.replacements import SCOPES, Scope, Setting
@@ -139,15 +139,15 @@ class Viewer:
         """Everything of one head, from what it gets to what it gives."""
         q, k, v = (tensor[0, focus.head] for tensor in (layer.query, layer.key, layer.value))
         scores, pattern = layer.scores[0, focus.head], layer.pattern[0, focus.head]
-        factor = self._factor(q, k, scores, focus)
+        factor, allowed = self._factor(q, k, scores, focus), _allowed(layer, focus.head)
         vectors = {"x": layer.x[0], "q": q, "k": k, "v": v, "z": pattern @ v}
         return {
             "layer": focus.layer,
             "head": focus.head,
-            **{name: packed(vector) for name, vector in vectors.items()},
-            "scores": packed(scores, SCORE_DIGITS),
-            "pattern": packed(pattern, PATTERN_DIGITS),
-            "blocked": _blocked(layer, focus.head),
+            **{name: rounded(vector) for name, vector in vectors.items()},
+            "scores": rounded(scores, SCORE_DIGITS),
+            "weights": rounded(pattern, WEIGHT_DIGITS, allowed),
+            "mask": _mask(allowed),
             "factor": factor,
             **graph(layer, focus.head),
         }
@@ -196,7 +196,7 @@ def glance(run: Run) -> dict[str, Any]:
         found["symmetry"] += _numbers(symmetry(layer.scores[0]))
         found["self"] += _numbers(pattern.diagonal(dim1=-2, dim2=-1).mean(-1))
         found["longest"] += rings.amax(-1).tolist()
-    return found | {"patterns": packed(torch.cat(small), 2)}
+    return found | {"patterns": rounded(torch.cat(small), 2)}
 
 
 def graph(layer: LayerRun, head: int) -> dict[str, Any]:
@@ -235,12 +235,21 @@ def symmetry(scores: Float[Tensor, "heads length length"]) -> Float[Tensor, " he
     return torch.where(spread > 1e-12, product / spread.clamp(min=1e-12), 0.0)
 
 
-def _blocked(layer: LayerRun, head: int) -> dict[str, Any] | None:
-    """1 where a token may not be attended to; None if there is no such pair."""
+def _allowed(layer: LayerRun, head: int) -> Bool[Tensor, "length length"] | None:
+    """Who may attend to whom; None where every token may attend to every other."""
     if layer.allowed is None:
         return None
-    allowed = layer.allowed[0].expand(layer.pattern.shape[1:])[head]
-    return None if bool(allowed.all()) else raw((~allowed).numpy().astype(np.int8))
+    allowed: Tensor = layer.allowed[0].expand(layer.pattern.shape[1:])[head]
+    return None if bool(allowed.all()) else allowed
+
+
+def _mask(allowed: Bool[Tensor, "length length"] | None) -> str:
+    """What the mask hides: nothing ("none"), what comes later ("causal"), the token itself ("self"), or "some"."""
+    if allowed is None:
+        return "none"
+    if not allowed.triu(1).any():
+        return "causal"
+    return "self" if bool((allowed != torch.eye(len(allowed), dtype=torch.bool)).all()) else "some"
 
 
 def _size(run: Run) -> int:

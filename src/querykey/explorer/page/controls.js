@@ -55,7 +55,7 @@ function effectSaid({ state, about, effects }) {
 export function strip(page) {
   const { state, look, set, pair } = page;
   const chips = look.tokens.map((token, i) => {
-    const share = look.head.pattern.at(state.i, i);
+    const share = look.head.weights.at(state.i, i);
     const chip = el(
       "button",
       { role: "radio", class: "chip", id: `token-${i}`, "aria-checked": String(i === state.i), tabindex: i === state.i ? 0 : -1, "data-i": i, title: percent(share), onclick: () => set({ i, j: mostAttended(look, i), focus: `token-${i}` }), onpointerenter: () => state.view === "walk" && i !== state.i && pair(i) },

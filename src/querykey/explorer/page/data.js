@@ -3,22 +3,24 @@
 export class Trouble extends Error {} // a sentence to show
 export class Gone extends Error {} // no server
 
-// A packed array: whole numbers that are 10^digits times the values. `at` gives them, `print` as they are written.
+// A rounded array: whole numbers that are 10^digits times the values. `at` gives them, `print` as they are written;
+// a value that is not there counts as 0.
 export class Numbers {
-  constructor(packed) {
-    this.shape = packed.shape;
-    this.digits = packed.digits;
-    this.scale = 10 ** packed.digits;
-    this.whole = packed.whole ?? wholeNumbers(bytesOf(packed.data), packed.type);
+  constructor({ shape, digits, values }) {
+    Object.assign(this, { shape, digits, values, scale: 10 ** digits });
   }
 
   at(...place) {
-    return this.whole[this.index(place)] / this.scale;
+    return this.values[this.index(place)] / this.scale;
+  }
+
+  has(...place) {
+    return this.values[this.index(place)] !== null;
   }
 
   row(number) {
     const size = this.shape[this.shape.length - 1];
-    return Array.from(this.whole.subarray(number * size, (number + 1) * size), (x) => x / this.scale);
+    return this.values.slice(number * size, (number + 1) * size).map((x) => x / this.scale);
   }
 
   print(...place) {
@@ -39,23 +41,11 @@ export function percent(value, digits = 1) {
   return `${printed(100 * value, digits)}\u00a0%`;
 }
 
-function bytesOf(text) {
-  const raw = atob(text);
-  const bytes = new Uint8Array(raw.length);
-  for (let i = 0; i < raw.length; i += 1) bytes[i] = raw.charCodeAt(i);
-  return bytes;
-}
-
-export function wholeNumbers(bytes, type) {
-  const kinds = { i1: Int8Array, i2: Int16Array, i4: Int32Array };
-  return new kinds[type](bytes.buffer, bytes.byteOffset, bytes.byteLength / kinds[type].BYTES_PER_ELEMENT);
-}
-
-// Packed arrays among the fields of an answer become Numbers.
-function opened(answer) {
+// Rounded arrays among the fields of an answer become Numbers.
+export function opened(answer) {
   for (const part of [answer.head, answer.overview]) {
     for (const [name, value] of Object.entries(part ?? {})) {
-      if (value && value.shape) part[name] = new Numbers(value);
+      if (value?.shape) part[name] = new Numbers(value);
     }
   }
   return answer;

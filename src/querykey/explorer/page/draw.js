@@ -73,16 +73,16 @@ export function heat(canvas, size, share) {
 
 // The share of a heat map's colour for each pair of tokens of a head.
 export function shading(head, show) {
-  const { scores, pattern, blocked } = head;
+  const { scores, weights } = head;
   let most = 1e-9;
   const size = scores.shape[0];
   if (show === "scores") {
-    for (const whole of scores.whole) most = Math.max(most, Math.abs(whole));
+    for (const whole of scores.values) most = Math.max(most, Math.abs(whole));
   }
   return (i, j) => {
     const at = i * size + j;
-    if (blocked && blocked.whole[at]) return null;
-    return show === "scores" ? scores.whole[at] / most : pattern.whole[at] / pattern.scale;
+    if (weights.values[at] === null) return null;
+    return show === "scores" ? scores.values[at] / most : weights.values[at] / weights.scale;
   };
 }
 

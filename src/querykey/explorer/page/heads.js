@@ -23,7 +23,7 @@ function small(page, n) {
   const { patterns } = overview;
   const size = patterns.shape[1];
   const canvas = el("canvas", { class: "heat", "aria-hidden": true });
-  heat(canvas, size, (i, j) => patterns.whole[(n * size + i) * size + j] / patterns.scale);
+  heat(canvas, size, (i, j) => patterns.values[(n * size + i) * size + j] / patterns.scale);
   const chosen = layer === state.layer && head === state.head;
   return el(
     "button",

@@ -78,8 +78,8 @@ export function pairText(i, j, { head, tokens }) {
     j: quoted(tokens[j]),
     a: `<b>${head.scores.print(i, j)}</b>`,
     b: `<b>${head.scores.print(j, i)}</b>`,
-    p: percent(head.pattern.at(i, j)),
-    q: percent(head.pattern.at(j, i)),
+    p: percent(head.weights.at(i, j)),
+    q: percent(head.weights.at(j, i)),
   });
 }
 

@@ -15,7 +15,7 @@ export function walk(root, page) {
     step(1, names, list(head.x, state.i, "x", names)),
     step(2, names, projections(head, state.i, page), rotary(about, head)),
     step(3, names, meeting(head, state, tokens, page)),
-    step(4, { ...names, mask: maskSaid(head, about, names) }, scoreboard(head, state, tokens, page)),
+    step(4, { ...names, mask: t(`walk.mask.${head.mask}`, { i: names.i }) }, scoreboard(head, state, tokens, page)),
     step(5, names, mixture(head, state.i, tokens), answer(look, state.i, names)),
   );
 }
@@ -154,32 +154,23 @@ function sums(head, score, kind, number) {
   return [...out, " = ", el("b", { class: "score" }, `${t("walk.score")} ${score}`)];
 }
 
-function maskSaid(head, about, names) {
-  const { i } = names;
-  if (!head.blocked) return t("walk.mask.none", { i });
-  if (about.causal) return t("walk.mask.causal", { i });
-  const size = head.scores.shape[0];
-  const self = head.blocked.whole.every((closed, at) => Boolean(closed) === (Math.floor(at / size) === at % size));
-  return t(self ? "walk.mask.self" : "walk.mask.some", { i });
-}
-
 function scoreboard(head, state, tokens, page) {
   const { i } = state;
   const order = [...tokens.keys()];
-  if (state.order === "share") order.sort((a, b) => head.pattern.at(i, b) - head.pattern.at(i, a));
+  if (state.order === "share") order.sort((a, b) => head.weights.at(i, b) - head.weights.at(i, a));
   const rows = state.allRows ? order : order.slice(0, SHOWN);
   const most = Math.max(...order.flatMap((j) => [Math.abs(head.scores.at(i, j)), Math.abs(head.scores.at(j, i))]), 1e-9);
   const name = quoted(tokens[i]);
   const top = ["walk.key", "walk.out", "walk.in", "walk.share"].map((key) => el("th", { scope: "col", html: t(key, { i: name }) }));
   const body = rows.map((j) => {
-    const closed = head.blocked && head.blocked.at(i, j);
+    const closed = !head.weights.has(i, j);
     return el(
       "tr",
       { class: [j === state.j ? "paired" : "", j === i ? "self" : "", closed ? "closed" : ""].join(" "), "data-j": j, onpointerenter: () => page.pair(j) },
       el("th", { scope: "row", html: quoted(tokens[j]) }),
       el("td", {}, balance(head.scores.at(i, j), most, "q"), el("span", { class: "out" }, head.scores.print(i, j))),
       el("td", {}, balance(head.scores.at(j, i), most, "k"), el("span", { class: "in" }, head.scores.print(j, i))),
-      el("td", {}, closed ? el("span", { class: "muted" }, t("walk.masked")) : sharing(head.pattern.at(i, j))),
+      el("td", {}, closed ? el("span", { class: "muted" }, t("walk.masked")) : sharing(head.weights.at(i, j))),
     );
   });
   const sort = el("select", { id: "order", onchange: (event) => page.set({ order: event.target.value }) });
@@ -204,15 +195,15 @@ function sharing(value) {
 }
 
 function mixture(head, i, tokens) {
-  const order = [...tokens.keys()].sort((a, b) => head.pattern.at(i, b) - head.pattern.at(i, a));
-  const largest = order.slice(0, LARGEST).filter((j) => head.pattern.at(i, j) > 0);
-  const parts = largest.map((j) => head.v.row(j).map((x) => x * head.pattern.at(i, j)));
+  const order = [...tokens.keys()].sort((a, b) => head.weights.at(i, b) - head.weights.at(i, a));
+  const largest = order.slice(0, LARGEST).filter((j) => head.weights.at(i, j) > 0);
+  const parts = largest.map((j) => head.v.row(j).map((x) => x * head.weights.at(i, j)));
   const sum = head.z.row(i);
   const rest = sum.map((x, n) => x - parts.reduce((all, part) => all + part[n], 0));
   const most = Math.max(...[sum, rest, ...parts].flat().map(Math.abs));
   const row = (name, values, colour = "v") =>
     el("div", { class: "list" }, el("span", { class: "name", html: name }), bars(values, { colour, most, height: 30, label: name.replace(/<[^>]*>/g, "") }));
-  const rows = largest.map((j, n) => row(`${percent(head.pattern.at(i, j))} × v ${quoted(tokens[j])}`, parts[n]));
+  const rows = largest.map((j, n) => row(`${percent(head.weights.at(i, j))} × v ${quoted(tokens[j])}`, parts[n]));
   const left = tokens.length - largest.length;
   return el(
     "div",
