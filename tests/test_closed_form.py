@@ -19,7 +19,6 @@ from querykey.bilinear import (
     best_tied,
     best_tied_rotary,
     copied_queries,
-    core_bound,
     core_on_keys,
     shared_bias,
 )
@@ -100,8 +99,9 @@ def test_more_freedom_never_keeps_less(dim, head_dim, seed):
     assert copied <= tied + 1e-9
     assert tied <= signed + 1e-9
     assert max(signed, on_keys) <= core + 1e-9
-    assert core <= core_bound(form) + 1e-9
-    assert core_bound(form) <= 1 + 1e-9
+    M = form.core  # ‖PMP‖² ≤ ½(‖PM‖² + ‖MP‖²), which the leading eigenvectors of MMᵀ + MᵀM make largest
+    bound = torch.linalg.eigvalsh(M @ M.mT + M.mT @ M)[..., -head_dim:].sum() / 2
+    assert core * form.energy <= bound * (1 + 1e-9)
 
 
 # --- against the dense matrix and gradient descent --------------------------------------------------------------------
@@ -233,7 +233,7 @@ def test_on_data_the_fit_is_that_of_whitened_weights():
     covariance = covariance @ covariance.T + torch.eye(13)
     A, B = normal(13, 3, seed=1), normal(13, 3, seed=2)
     L = torch.linalg.cholesky(covariance).mT
-    form = BilinearForm.from_weights(A, B, covariance=covariance)
+    form = BilinearForm.from_weights(L @ A, L @ B)
     M = L @ A @ B.T @ L.T
     found = descend(lambda W: lost(M, L @ W @ W.T @ L.T), normal(13, 3, seed=3), steps=1500)
     assert 1 - best_tied(form).kept(form).item() == pytest.approx(found.item(), abs=1e-10)
@@ -385,6 +385,24 @@ def test_for_long_windows_gradient_descent_finds_no_better_rotary_head():
     best = min(descend(loss, start) for start in (W0, normal(13, 7, seed=2), normal(13, 7, seed=3)))
     assert loss(W0).item() == pytest.approx(best.item(), abs=1e-10)
     assert best_tied_rotary(form, limit).kept(form, limit).item() == pytest.approx(1 - best.item(), abs=1e-10)
+
+
+@pytest.mark.parametrize("window", [1, 3, 9])
+def test_in_short_windows_gradient_descent_finds_hardly_a_better_rotary_head(window):
+    """Two pairs, the second one slow; the fit by pairs alone is 0.06, 0.01 and 0.009 below the best."""
+    angles = torch.tensor([1.1, 0.02], dtype=torch.float64)
+    A, B = normal(9, 13, 4), normal(9, 13, 4, seed=1)
+    form, rotation = BilinearForm.from_weights(A, B), Rotation(angles, 4, window)
+    energy = (rotation.average(A.mT @ A) * (B.mT @ B)).sum((-2, -1))
+
+    def loss(W: Tensor) -> Tensor:
+        agreement, own = rotation.average(A.mT @ W) * (B.mT @ W), rotation.average(W.mT @ W) * (W.mT @ W)
+        return (1 - (2 * agreement - own).sum((-2, -1)) / energy).mean()
+
+    head = best_tied_rotary(form, rotation)
+    starts = [head.mixed(A, B), *(0.5 * normal(9, 13, 4, seed=seed) for seed in (2, 3, 4))]
+    best = min(descend(loss, start, steps=300).item() for start in starts)
+    assert 1 - head.kept(form, rotation).mean().item() < best + (1e-9 if window == 1 else 0.003)
 
 
 def test_with_rotary_positions_the_best_sign_of_every_pair_is_taken():

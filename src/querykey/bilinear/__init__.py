@@ -1,4 +1,4 @@
-"""The bilinear form W_Q W_Kᵀ of one head: its metrics and the closest shared heads. Mathematics only."""
+"""The bilinear form W_Q W_Kᵀ of attention heads: its measures and the closest shared heads. Mathematics only."""
 
 from querykey.bilinear.argmax import argmax_cycles
 from querykey.bilinear.closed_form import (
@@ -9,7 +9,6 @@ from querykey.bilinear.closed_form import (
     best_tied,
     best_tied_rotary,
     copied_queries,
-    core_bound,
     core_on_keys,
     shared_bias,
 )
@@ -35,7 +34,6 @@ __all__ = [
     "best_tied",
     "best_tied_rotary",
     "copied_queries",
-    "core_bound",
     "core_on_keys",
     "null",
     "random_heads",

@@ -2,38 +2,41 @@
 
 With A = W_Q and B = W_K of a head, a shared head has one matrix W of the same size and a small core C,
 
-    k̂ = x W,   q̂ = k̂ C,   scored by   M̂ = W C Wᵀ,
+    k̂ = x W,   q̂ = k̂ C,   scores of the form   M̂ = W C Wᵀ.
 
-and closest means the least `‖M − M̂‖` in the metric of the form: over isotropic inputs for a form made from weights,
-the mean squared error of the (centred) scores for a form made from data. W is always a mixture of the two matrices at
-hand, `W = A·from_query + B·from_key`. So heads are found from Gram matrices, and one mixture serves weights, biases and
-activations.
+Closest means the least `‖M − M̂‖` in the metric of the form: over isotropic inputs for a form made from weights, the
+mean squared error of the (centred) scores for a form made from data. W is always a mixture of the two given matrices,
+`W = A·from_query + B·from_key`. So Gram matrices determine it, and one mixture serves weights, biases and activations.
 
 | function | core C | optimal |
 |---|---|---|
 | `best_tied` | identity | yes: the positive part of `sym(M)`, of rank ≤ head_dim |
-| `best_signed` | diag(±1) | yes, and no symmetric core does better: the eigenvalues of `sym(M)` farthest from 0 |
-| `best_core` | any | a local optimum; `core_bound` says how far it can be from the best |
+| `best_signed` | diag(±1) | yes, also among all symmetric cores: the eigenvalues of `sym(M)` farthest from 0 |
+| `best_core` | any | a local optimum |
 | `core_on_keys` | any | yes, given W = W_K |
 | `copied_queries` | identity | no: W = W_Q, the baseline without a fit |
-| `best_tied_rotary` | identity | for windows that are long against all periods |
-| `best_signed_rotary` | ±1 per pair | likewise |
+| `best_tied_rotary` | identity | for windows that are long against all periods, and for a window of 1 |
+| `best_signed_rotary` | ±1 per pair | for windows that are long against all periods |
 
-Scores on data also hold a term of the key alone, `q̄·(k−k̄)`, often most of their variance. A shared head keeps it
-through its bias (`shared_bias`), as far as it lies in the column space of W. With `key_only=True` W is chosen for both.
+Scores on data also contain a term of the key alone, `q̄·(k−k̄)`, often most of their variance. A shared head keeps it
+through its bias (`shared_bias`), as far as it lies in the column space of W. With `key_only=True` W is fitted to both.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from math import inf
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from querykey.bilinear.form import BilinearForm
 from querykey.bilinear.gram import inner, paired, ratio
 from querykey.bilinear.rotation import Rotation
+
+SLOW = (1.0, inf)  # radians over a window; `best_tied_rotary` tries fitting the pairs below together
 
 
 class SharedHead(NamedTuple):
@@ -60,17 +63,15 @@ class SharedHead(NamedTuple):
     ) -> Float[Tensor, "*heads"]:
         """`1 − ‖M − M̂‖²/‖M‖²` in the metric of `form`; with a `rotation`, of the means over its window.
 
-        With `key_only`, of the form and of the key-only term together, the latter with `shared_bias`; not with a
-        rotation, under which that term depends on the distance. Raises `ValueError` for both at once.
+        With `key_only`, of the form and the key-only term together, the latter with `shared_bias`. Raises ValueError
+        for `key_only` with a rotation, under which that term depends on the distance.
         """
         if key_only and rotation is not None:
-            raise ValueError("Under a rotation no term of the scores depends on the key alone; leave out key_only.")
-        mixed = form.gram @ self._mixture  # [AᵀW; BᵀW]
-        gram = self._mixture.mT @ mixed  # WᵀW
-        average = (lambda x: x) if rotation is None else rotation.average
-        agreement = inner(average(mixed[..., : form.head_dim, :] @ self.core), mixed[..., form.head_dim :, :])
-        kept = 2 * agreement - inner(average(self.core.mT @ gram @ self.core), gram)
-        energy = inner(average(form.query_gram), form.key_gram)
+            raise ValueError("under a rotation no term of the scores depends on the key alone; leave out key_only")
+        agreement, own = self._products(form, rotation)
+        kept = 2 * agreement - own
+        query_gram = form.query_gram if rotation is None else rotation.average(form.query_gram)
+        energy = inner(query_gram, form.key_gram)
         energy = torch.where(energy > form.noise, energy, 0)
         if key_only:
             kept = kept + inner(self._wanted_query(form), self._mixture.mT @ form.root.root @ form.key_term)
@@ -80,6 +81,17 @@ class SharedHead(NamedTuple):
     @property
     def _mixture(self) -> Float[Tensor, "*heads both head_dim"]:
         return torch.cat([self.from_query, self.from_key], -2)
+
+    def _products(
+        self, form: BilinearForm, rotation: Rotation | None
+    ) -> tuple[Float[Tensor, "*heads"], Float[Tensor, "*heads"]]:
+        """`⟨M, M̂⟩` and `‖M̂‖²`, with a `rotation` as means over its window."""
+        mixed = form.gram @ self._mixture  # [AᵀW; BᵀW]
+        gram = self._mixture.mT @ mixed  # WᵀW
+        left, own = mixed[..., : form.head_dim, :] @ self.core, self.core.mT @ gram @ self.core
+        if rotation is not None:
+            left, own = rotation.average(left), rotation.average(own)
+        return inner(left, mixed[..., form.head_dim :, :]), inner(own, gram)
 
     def _wanted_query(self, form: BilinearForm) -> Float[Tensor, "*heads head_dim 1"]:
         """The mean query that fits the key-only term best, by least squares over the centred keys."""
@@ -91,8 +103,8 @@ class SharedHead(NamedTuple):
 def best_tied(form: BilinearForm, *, key_only: bool = False) -> SharedHead:
     """The best head with W_Q = W_K = W: `W Wᵀ` is the positive part of `sym(M)`, which has rank ≤ head_dim.
 
-    It keeps `form.tied_share`; columns of W beyond that rank are 0. With `key_only`, one dimension of the head carries
-    the key-only term where that is worth it, at the cost of the smallest eigenvalue.
+    It keeps `form.tied_share`; columns of W beyond that rank are 0. With `key_only`, one dimension of the head may
+    carry the key-only term, at the cost of the smallest eigenvalue, where that keeps more of both together.
     """
     return _symmetric(form, key_only, signed=False)
 
@@ -110,14 +122,13 @@ def best_core(form: BilinearForm, iterations: int = 20, *, key_only: bool = Fals
 
     There is no closed form for the best P (the model is DEDICOM, Harshman 1978). The best of four starts, two of them
     the column spaces of `core_on_keys` and `best_signed`, is improved by taking the leading eigenvectors of
-    `M P Mᵀ + Mᵀ P M + μP` again and again; the best P on the way is returned, so it keeps at least what those two keep.
-    `core_bound` bounds what the best head could keep. Gradient descent from many starts kept 0.004 of 1 more in the
-    median and 0.026 at most on the heads of MiniLM, 0.000 and 0.06 on random heads of size 3. With `key_only`,
-    `‖P g‖²` counts as well, g being the key-only term.
+    `M P Mᵀ + Mᵀ P M + μP` again and again. The best P of all is returned, so it keeps at least what those two keep. On
+    the heads of MiniLM, gradient descent from many starts kept 0.004 of 1 more in the median and 0.026 at most. With
+    `key_only`, `‖P g‖²` counts too, g being the key-only term.
     """
     M, n = form.core, form.head_dim
     g = form.key_term if key_only else M[..., :0]
-    shift = (form.energy / (2 * n)).sqrt()[..., None, None]  # μ: without it P swings between two places
+    shift = (form.energy / (2 * n)).sqrt()[..., None, None]  # μ: without it P can alternate between two subspaces
     start = torch.cat([M, M.mT, g], -1)
     best = _leading(start @ start.mT, n)[1]
     for other in (form.root.root[..., n:, :].mT, form.root.root[..., :n, :].mT, _leading(M + M.mT, n, signed=True)[1]):
@@ -130,20 +141,11 @@ def best_core(form: BilinearForm, iterations: int = 20, *, key_only: bool = Fals
     return _head(form, best, best.mT @ M @ best)
 
 
-def core_bound(form: BilinearForm) -> Float[Tensor, "*heads"]:
-    """No head `M̂ = W C Wᵀ` of this size keeps more than this share.
-
-    `‖PMP‖² ≤ ½(‖PM‖² + ‖MP‖²) = ½ tr P(MMᵀ + MᵀM)`, at most half the head_dim largest eigenvalues of that matrix.
-    """
-    M = form.core
-    return ratio(_leading(M @ M.mT + M.mT @ M, form.head_dim)[0].sum(-1) / 2, form.energy)
-
-
 def core_on_keys(form: BilinearForm) -> SharedHead:
     """W = W_K and the best core for it, `W_Q ≈ W_K C`: least squares, `C = (BᵀB)⁻¹ BᵀA`.
 
-    The same core is best at every distance of rotary positions, where it acts before the rotation, and with the right
-    bias it keeps all of the key-only term.
+    The same core is best at every distance of rotary positions, where it acts before the rotation. With the right bias
+    it keeps all of the key-only term.
     """
     inverse = form.key_root.inverse
     core = inverse.mT @ inverse @ form.cross_gram.mT
@@ -151,32 +153,29 @@ def core_on_keys(form: BilinearForm) -> SharedHead:
 
 
 def copied_queries(form: BilinearForm) -> SharedHead:
-    """W = W_Q: the keys replaced by the queries, with no fit at all."""
+    """W = W_Q: the queries in place of the keys, without a fit."""
     identity = _identity(form)
     return SharedHead(identity, torch.zeros_like(identity), identity)
 
 
 def best_tied_rotary(form: BilinearForm, rotation: Rotation) -> SharedHead:
-    """A head with W_Q = W_K close to the given one at all distances: one fit per frequency, one for what is still.
+    """A head with W_Q = W_K close to the given one at all distances of the window: one fit per pair of dimensions.
 
-    Nothing is better in the limit of a window that is long against all differences of periods. A pair with complex
-    columns `a = A₁ + iA₂` and `b` scores with `Re(a e^{irθ} bᴴ)`, and best for it is the positive part of the Hermitian
-    part of `a bᴴ`: that is `w wᴴ` with `w = (‖b‖ a + ‖a‖ e^{−iψ} b) / (2√s)`, where `x + iy = bᴴa`,
-    `s = √(‖a‖²‖b‖² − y²)` and `e^{−iψ} = (s − iy)/(‖a‖‖b‖)`.
+    Optimal in the limit of a window that is long against all differences of periods. A pair with complex columns
+    `a = A₁ + iA₂` and `b` scores with `Re(a e^{irθ} bᴴ)`. Best for it is the positive part of the Hermitian part of
+    `a bᴴ`: `w wᴴ` with `w = (‖b‖ a + ‖a‖ e^{−iψ} b) / (2√s)`, where `x + iy = bᴴa`, `s = √(‖a‖²‖b‖² − y²)` and
+    `e^{−iψ} = (s − iy)/(‖a‖‖b‖)`. Dimensions that do not rotate are fitted together, by `best_tied`.
+
+    In a finite window slow pairs hardly rotate. There the best of three such heads is taken, which fit no pair, the
+    slow pairs, or all pairs together with those dimensions, each times the factor (0 or more) that keeps most.
     """
-    i, j = rotation.first, rotation.second
-    a, b = rotation.pair_norms(form.query_gram), rotation.pair_norms(form.key_gram)
-    y = form.cross_gram[..., j, i] - form.cross_gram[..., i, j]
-    s = ((a * b).square() - y.square()).clamp(min=0).sqrt()
-    scale = ratio(torch.ones_like(s), 2 * s.sqrt())
-    from_query, from_key = torch.zeros_like(form.cross_gram), torch.zeros_like(form.cross_gram)
-    from_query[..., i, i] = from_query[..., j, j] = b * scale
-    from_key[..., i, i] = from_key[..., j, j] = ratio(s * scale, b)
-    from_key[..., j, i] = ratio(y * scale, b)
-    from_key[..., i, j] = -from_key[..., j, i]
-    block, at = best_tied(form.part(rotation.still)), rotation.still.nonzero()
-    from_query[..., at, at.mT], from_key[..., at, at.mT] = block.from_query, block.from_key
-    return SharedHead(from_query, from_key, _identity(form))
+    head = _tied_by_pairs(form, rotation)
+    if rotation.window is None:
+        return head
+    slow = [rotation.angles * rotation.window <= limit for limit in SLOW]
+    heads = [head, *(_with_block(head, form, dimensions) for dimensions in slow)]
+    heads = [_rescaled(one, form, rotation) for one in heads]
+    return _most([one.kept(form, rotation) for one in heads], heads)
 
 
 def best_signed_rotary(form: BilinearForm, rotation: Rotation) -> SharedHead:
@@ -202,11 +201,11 @@ def shared_bias(head: SharedHead, form: BilinearForm) -> Float[Tensor, "*heads h
     """What to add to the shared keys `k̂`, and so through the core to the queries, to keep the key-only term of scores.
 
     In place of `q̄·k` the shared head has `(k̂̄ + bias) C · k̂`, and the bias makes that the least-squares fit over the
-    data of `form`, which must have means. It comes on top of the bias that `head.mixed` makes of the two old ones, and
-    it is optimal given the head. Where the core is singular, it is inverted as far as it can be.
+    data of `form`, which must have means. It is added to the bias that `head.mixed` makes of the two given biases, and
+    it is optimal given the head. A singular core is inverted on its range.
     """
     wanted = head._wanted_query(form)
-    assert form.mean is not None  # or the line above had refused the form
+    assert form.mean is not None  # checked by the line above
     mean = head._mixture.mT @ form.mean[..., None].to(form.gram.dtype)
     bias: Tensor = torch.linalg.pinv(head.core).mT @ wanted - mean
     return bias[..., 0]
@@ -216,24 +215,22 @@ def _symmetric(form: BilinearForm, key_only: bool, signed: bool) -> SharedHead:
     """The leading eigenvectors of `sym(M)`, for `key_only` of `sym(M)` bordered by the key-only term.
 
     On inputs with a constant 1 appended, the scores of a tied head with a bias are a symmetric matrix too, with g/√2 as
-    border (the factor makes its error count once) and a corner that the softmax does not see. So the corner is free:
-    the mean score of the given head, with which a shared head is found again; or so large that one dimension is given
-    to the border alone. The second was within 0.004 of the best of many descents on MiniLM. The better one is taken.
+    border (the factor makes its error count once) and a corner that the softmax removes. So the corner is free. Two
+    values are tried: the mean score of the given head, with which a shared head is recovered, and one so large that a
+    dimension is given to the border alone (within 0.004 of the best of many descents on MiniLM).
     """
     symmetric = (form.core + form.core.mT) / 2
     if not key_only:
         return _scaled(form, symmetric, signed)
     border = form.key_term / 2**0.5
-    assert form.mean is not None  # or the line above had refused the form
+    assert form.mean is not None  # checked by the line above
     query_mean, key_mean = form.mean.to(border.dtype)[..., None].chunk(2, -2)
     size = ratio(inner(border, border), inner(symmetric, symmetric).sqrt())
     heads = []
     for corner in (inner(query_mean, key_mean) / 2, 30 * size):
         below = torch.cat([border.mT, corner[..., None, None]], -1)
         heads.append(_scaled(form, torch.cat([torch.cat([symmetric, border], -1), below], -2), signed))
-    first, second = (head.kept(form, key_only=True) for head in heads)
-    better = (second > first)[..., None, None]
-    return SharedHead(*(torch.where(better, new, old) for old, new in zip(*heads, strict=True)))
+    return _most([head.kept(form, key_only=True) for head in heads], heads)
 
 
 def _scaled(form: BilinearForm, symmetric: Float[Tensor, "*heads size size"], signed: bool) -> SharedHead:
@@ -242,6 +239,53 @@ def _scaled(form: BilinearForm, symmetric: Float[Tensor, "*heads size size"], si
     values = values if signed else values.clamp(min=0)
     scaled = vectors * values.abs().sqrt()[..., None, :]
     return _head(form, scaled[..., : form.gram.shape[-1], :], torch.where(values < 0, -1.0, 1.0).diag_embed())
+
+
+def _tied_by_pairs(form: BilinearForm, rotation: Rotation) -> SharedHead:
+    """The tied fit of every pair alone, and of the dimensions that do not rotate together."""
+    i, j = rotation.first, rotation.second
+    a, b = rotation.pair_norms(form.query_gram), rotation.pair_norms(form.key_gram)
+    y = form.cross_gram[..., j, i] - form.cross_gram[..., i, j]
+    s = ((a * b).square() - y.square()).clamp(min=0).sqrt()
+    scale = ratio(torch.ones_like(s), 2 * s.sqrt())
+    from_query, from_key = torch.zeros_like(form.cross_gram), torch.zeros_like(form.cross_gram)
+    from_query[..., i, i] = from_query[..., j, j] = b * scale
+    from_key[..., i, i] = from_key[..., j, j] = ratio(s * scale, b)
+    from_key[..., j, i] = ratio(y * scale, b)
+    from_key[..., i, j] = -from_key[..., j, i]
+    block, at = best_tied(form.part(rotation.still)), rotation.still.nonzero()
+    from_query[..., at, at.mT], from_key[..., at, at.mT] = block.from_query, block.from_key
+    return SharedHead(from_query, from_key, _identity(form))
+
+
+def _with_block(head: SharedHead, form: BilinearForm, dimensions: Bool[Tensor, "head_dim"]) -> SharedHead:
+    """`head`, a fit by pairs, but with these dimensions fitted together as if they did not rotate.
+
+    `best_tied` leaves the basis of these dimensions free; it is the one closest to that of `head` (Procrustes).
+    """
+    part, at = form.part(dimensions), dimensions.nonzero()
+    block = best_tied(part)
+    pairs = torch.cat([head.from_query[..., at, at.mT], head.from_key[..., at, at.mT]], -2)
+    U, _, Vh = torch.linalg.svd(block._mixture.mT @ part.gram @ pairs)
+    from_query, from_key = head.from_query.clone(), head.from_key.clone()
+    from_query[..., at, at.mT], from_key[..., at, at.mT] = block.from_query @ U @ Vh, block.from_key @ U @ Vh
+    return SharedHead(from_query, from_key, head.core)
+
+
+def _rescaled(head: SharedHead, form: BilinearForm, rotation: Rotation) -> SharedHead:
+    """W times the factor with which the head keeps most: `M̂` times `⟨M, M̂⟩/‖M̂‖²`, or 0 where that is negative."""
+    factor = ratio(*head._products(form, rotation)).clamp(min=0).sqrt()[..., None, None]
+    return SharedHead(factor * head.from_query, factor * head.from_key, head.core)
+
+
+def _most(kept: Sequence[Float[Tensor, "*heads"]], heads: Sequence[SharedHead]) -> SharedHead:
+    """For each head the candidate that keeps most; the first of equal ones."""
+    best = torch.stack(list(kept)).argmax(0)[..., None, None]
+    chosen = []
+    for parts in zip(*heads, strict=True):
+        stacked = torch.stack(parts)
+        chosen.append(stacked.take_along_dim(best.expand(stacked.shape[1:])[None], 0)[0])
+    return SharedHead(*chosen)
 
 
 def _leading(

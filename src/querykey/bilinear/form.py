@@ -1,17 +1,17 @@
 """The bilinear form M = W_Q W_Kᵀ of attention heads, measured through Gram matrices.
 
 With A = W_Q and B = W_K of one head, each dim × head_dim, position i scores position j with `x_i M x_jᵀ / √head_dim`.
-All that is measured here, but for `directionality`, follows from AᵀA, AᵀB and BᵀB:
+All measures except `directionality` follow from AᵀA, AᵀB and BᵀB:
 
     ‖M‖² = ⟨AᵀA, BᵀB⟩      tr(MM) = ⟨AᵀB, (AᵀB)ᵀ⟩      tr M = tr(AᵀB)
 
 With `[A B] = O Lᵀ` (O orthonormal, L Lᵀ the Gram matrix), `M = O (L_qᵀ L_k) Oᵀ`: the spectrum of the symmetric part
-`sym(M) = (M + Mᵀ)/2` is that of a matrix of twice the head size. Replacing the Gram matrices by the covariance of a
-head's own queries and keys gives the same measures on data.
+`sym(M) = (M + Mᵀ)/2` is that of a matrix of twice the head size. With the covariance of a head's own queries and keys
+in place of the Gram matrices, the same formulas measure the head on data.
 
-Conventions: heads are leading dimensions and every measure keeps them. Every ratio of a zero head is 0, and so are its
-ranks and counts. Numbers are as good as the Gram matrices: relative to the largest, eigenvalues and singular values
-carry about eps in regular heads and √eps where A or B loses rank.
+Conventions: heads are leading dimensions, and every measure keeps them. For a zero head, every ratio, rank and count
+is 0. Accuracy is that of Gram matrices: relative to the largest one, eigenvalues and singular values have an error of
+about eps in regular heads and √eps where A or B loses rank.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ METRICS = (
 
 @dataclass(frozen=True, eq=False)
 class BilinearForm:
-    """`M = W_Q W_Kᵀ` of any number of heads; make one with `from_weights`, `from_activations` or `from_covariance`.
+    """`M = W_Q W_Kᵀ` of any number of heads; made by `from_weights`, `from_activations` or `from_covariance`.
 
     - `gram`: `[A B]ᵀ[A B]`, (..., 2·head_dim, 2·head_dim).
-    - `row_norms`, `column_norms`: norms of the rows and columns of M, (..., dim), of a form that came from weights.
-    - `mean`: the mean of `[q k]` of a form that came from data, (..., 2·head_dim), or None.
+    - `row_norms`, `column_norms`: norms of the rows and columns of M, (..., dim), of a form made from weights.
+    - `mean`: the mean of `[q k]` of a form made from data, (..., 2·head_dim), or None.
     """
 
     gram: Float[Tensor, "*heads both both"]
@@ -50,13 +50,11 @@ class BilinearForm:
     mean: Float[Tensor, "*heads both"] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        """Refuse what no measure could be taken of."""
+        """Check the size and the values."""
         if self.gram.shape[-1] % 2:
-            raise ValueError(
-                f"A joint Gram matrix has an even size (queries, then keys); this has {self.gram.shape[-1]}."
-            )
-        if not self.gram.sum().isfinite():  # one number that any NaN or infinity spoils
-            raise ValueError("The queries or keys of this form hold NaN or infinity; nothing can be measured on them.")
+            raise ValueError(f"a joint Gram matrix has an even size (queries, then keys), not {self.gram.shape[-1]}")
+        if not self.gram.sum().isfinite():  # any NaN or infinity makes the sum one
+            raise ValueError("the queries or keys of this form hold NaN or infinity; expected finite numbers")
 
     @classmethod
     def from_weights(
@@ -64,16 +62,14 @@ class BilinearForm:
         W_Q: Float[Tensor, "*heads dim head_dim"],
         W_K: Float[Tensor, "*kv_heads dim head_dim"],
         *,
-        covariance: Float[Tensor, "dim dim"] | None = None,
         dtype: torch.dtype = torch.float64,
     ) -> BilinearForm:
-        """The form of `W_Q W_Kᵀ` per query head; grouped keys serve query head h as key head `h // (heads per group)`.
+        """The form of each query head; with grouped keys, query head h reads key head `h // (heads per group)`.
 
-        `covariance` is that of the layer's inputs: the measures are then those of scores on such inputs instead of on
-        isotropic ones, as `from_activations` finds them from a sample. `dtype` is the precision of everything that
-        follows, whatever that of the weights. Raises `ValueError` for shapes that do not pair, NaN and infinity.
+        The measures are those of scores on isotropic inputs. `dtype` is the precision of all that follows, whatever
+        the type of the weights. Raises ValueError for shapes that do not pair, NaN and infinity.
         """
-        return cls(*joint_gram(W_Q, W_K, covariance, dtype, norms=covariance is None))
+        return cls(*joint_gram(W_Q, W_K, dtype, norms=True))
 
     @classmethod
     def from_activations(
@@ -83,13 +79,10 @@ class BilinearForm:
         *,
         dtype: torch.dtype = torch.float64,
     ) -> BilinearForm:
-        """The form in the metric of a head's own queries and keys (before any rotation of positions).
-
-        See `from_covariance`, which this calls on the sample.
-        """
+        """The form of `from_covariance` for a sample of a head's own queries and keys, taken before any rotation."""
         queries, keys = queries.to(dtype), keys.to(dtype)
         mean_q, mean_k = queries.mean(-2, keepdim=True), keys.mean(-2, keepdim=True)
-        gram = joint_gram(queries - mean_q, keys - mean_k, dtype=dtype).gram
+        gram = joint_gram(queries - mean_q, keys - mean_k, dtype).gram
         grouped_q, grouped_k = paired(mean_q, mean_k)
         mean = torch.cat([grouped_q, grouped_k[:, None].expand_as(grouped_q)], -1)
         return cls.from_covariance(gram / queries.shape[-2], mean.view(gram.shape[:-1]))
@@ -102,10 +95,10 @@ class BilinearForm:
     ) -> BilinearForm:
         """The form whose Gram matrices are the covariance of `[q k]`, (..., 2·head_dim, 2·head_dim).
 
-        A score is `q·k = (q−q̄)·(k−k̄) + q̄·(k−k̄) + q·k̄`. The last term is the same for all keys and vanishes in the
-        softmax; the middle one depends on the key alone and can be made symmetric by such a vanishing term, so it
-        says nothing about symmetry. The form is the first term. The `mean` of `[q k]` adds the middle one, for
-        `key_only_share` and for the shared heads that are to fit it too.
+        A score is `q·k = (q−q̄)·(k−k̄) + q̄·(k−k̄) + q·k̄`. The last term is the same for all keys, so the softmax removes
+        it. The middle term depends on the key alone; a term that the softmax removes makes it symmetric, so it says
+        nothing about symmetry. The form is the first term. The `mean` of `[q k]` adds the middle term, for
+        `key_only_share` and for shared heads that are to fit it too.
         """
         return cls(covariance, mean=mean)
 
@@ -133,7 +126,7 @@ class BilinearForm:
 
     @cached_property
     def energy(self) -> Float[Tensor, "*heads"]:
-        """`‖M‖²`, or 0 where it cannot be told from rounding."""
+        """`‖M‖²`, or 0 if it is within rounding."""
         energy = inner(self.query_gram, self.key_gram)
         return torch.where(energy > self.noise, energy, 0)
 
@@ -146,7 +139,7 @@ class BilinearForm:
     def symmetry(self) -> Float[Tensor, "*heads"]:
         """`tr(MM)/‖M‖²`: 1 symmetric, −1 antisymmetric, 1/dim on average for random heads.
 
-        The symmetry score of Saponati et al. 2025 (arXiv 2502.10927), there taken of the sum over a layer's heads.
+        The symmetry score of Saponati et al. 2025 (arXiv 2502.10927), there computed for the sum over a layer's heads.
         """
         return ratio(inner(self.cross_gram, self.cross_gram.mT), self.energy)
 
@@ -160,7 +153,7 @@ class BilinearForm:
 
     @cached_property
     def tied_share(self) -> Float[Tensor, "*heads"]:
-        """Energy of M that the best head with W_Q = W_K keeps, of 1: the positive part of `sym(M)`.
+        """Energy of M that the best head with W_Q = W_K keeps, as a share of 1: the positive part of `sym(M)`.
 
         `tied_share + negative_share = (1 + symmetry)/2`.
         """
@@ -168,7 +161,7 @@ class BilinearForm:
 
     @cached_property
     def negative_share(self) -> Float[Tensor, "*heads"]:
-        """Energy in the negative part of `sym(M)`: symmetric, but out of reach of W_Q = W_K."""
+        """Energy in the negative part of `sym(M)`: symmetric, but impossible with W_Q = W_K."""
         return ratio(self.eigenvalues.clamp(max=0).square().sum(-1), self.energy)
 
     @cached_property
@@ -207,7 +200,7 @@ class BilinearForm:
         largest = self.singular_values[..., 0].square()
         return torch.where(self.energy > 0, ratio(self.energy, largest), 0)
 
-    # --- W_Q beside W_K ----------------------------------------------------------------------------------------------
+    # --- W_Q and W_K -------------------------------------------------------------------------------------------------
 
     @cached_property
     def distance(self) -> Float[Tensor, "*heads"]:
@@ -215,46 +208,40 @@ class BilinearForm:
 
         Scores do not change under W_Q → W_Q R, W_K → W_K R⁻ᵀ. Since `min_R ‖AR‖² + ‖BR⁻ᵀ‖² = 2‖M‖_*` (the nuclear
         norm) and the cross term is always tr(M), this is `min_R ‖AR − BR⁻ᵀ‖²` over that minimum: one minus the cosine
-        between W_Q and W_K where they are balanced. 0 exactly for tied heads, 1 on average for random ones, 2 for
-        W_Q = −W_K.
+        between the balanced W_Q and W_K. 0 for tied heads, 1 on average for random heads, 2 for W_Q = −W_K.
         """
         trace = self.cross_gram.diagonal(dim1=-2, dim2=-1).sum(-1)
         distance = 1 - ratio(trace, self.singular_values.sum(-1))
         return torch.where(self.energy > 0, distance, 0)
 
     @cached_property
-    def principal_cosines(self) -> Float[Tensor, "*heads head_dim"]:
-        """Cosines of the principal angles between the column spaces of W_Q and W_K, descending."""
-        cosines: Tensor = torch.linalg.svdvals(self._whitened)
-        return cosines.clamp(max=1)
-
-    @cached_property
     def overlap(self) -> Float[Tensor, "*heads"]:
-        """Mean squared cosine of the principal angles: 1 where one space holds the other, head_dim/dim if random."""
+        """Mean squared cosine of the principal angles between the column spaces of W_Q and W_K.
+
+        1 if one space contains the other, head_dim/dim on average for random heads.
+        """
+        whitened = self.query_root.inverse @ self.cross_gram @ self.key_root.inverse.mT
         smaller = torch.minimum(self.query_root.rank, self.key_root.rank)
-        return ratio(inner(self._whitened, self._whitened), smaller.to(self.gram.dtype)).clamp(max=1)
+        return ratio(inner(whitened, whitened), smaller.to(self.gram.dtype)).clamp(max=1)
 
     @cached_property
     def directionality(self) -> Float[Tensor, "*heads"]:
         """`(r − c)/(r + c)`, r and c the excess of row and column norms of M over their mean + 2 std; in [−1, 1].
 
         The score of Saponati et al. 2025 (arXiv 2502.10927) with the sign of their tables, where decoders are
-        negative: a few large columns (keys) stand out. The std is the unbiased one, and the score is 0 where nothing
-        exceeds. Unlike all other measures here it depends on the basis of the model dimension. Raises `ValueError` for
-        a form made from data.
+        negative: a few columns (keys) are large. The std is the unbiased one, and the score is 0 where nothing exceeds.
+        The only measure that depends on the basis of the model dimension. Raises ValueError for a form made from data.
         """
         if self.row_norms is None or self.column_norms is None:
-            raise ValueError(
-                "Directionality is a property of weights; this form was made from the covariance of activations."
-            )
+            raise ValueError("directionality is a property of weights; this form was made from activations")
         rows, columns = _excess(self.row_norms), _excess(self.column_norms)
         return torch.where(self.energy > 0, ratio(rows - columns, rows + columns), 0)
 
     @cached_property
     def key_only_share(self) -> Float[Tensor, "*heads"]:
-        """On data, the part of the scores' variance over keys that every query gives alike: `q̄ᵀΣ_kk q̄` of 1.
+        """On data, the share of the variance of scores over keys that is the same for every query: `q̄ᵀΣ_kk q̄` of 1.
 
-        Raises `ValueError` for a form without means.
+        Raises ValueError for a form without means.
         """
         key_only = inner(self.key_term, self.key_term)
         return ratio(key_only, key_only + self.energy)
@@ -264,7 +251,7 @@ class BilinearForm:
         return {name: getattr(self, name) for name in METRICS if name != "directionality" or self.row_norms is not None}
 
     def part(self, dimensions: Bool[Tensor, "head_dim"]) -> BilinearForm:
-        """The form of some of the head dimensions: `A_s B_sᵀ` with the columns that are chosen."""
+        """The form of some head dimensions: `A_s B_sᵀ` with the chosen columns."""
         chosen = dimensions.repeat(2)
         return BilinearForm(self.gram[..., chosen, :][..., chosen])
 
@@ -285,7 +272,7 @@ class BilinearForm:
     def key_term(self) -> Float[Tensor, "*heads both 1"]:
         """`L_kᵀ q̄`: the key-only term `q̄·(k−k̄)` of the scores, a vector in the basis of `core`."""
         if self.mean is None:
-            raise ValueError("The key-only term needs the means of queries and keys: make the form from activations.")
+            raise ValueError("the key-only term needs the means of queries and keys: make the form from activations")
         mean = self.mean[..., : self.head_dim, None].to(self.gram.dtype)
         return self.root.root[..., self.head_dim :, :].mT @ mean
 
@@ -301,27 +288,22 @@ class BilinearForm:
 
     @cached_property
     def noise(self) -> Float[Tensor, "*heads"]:
-        """Below this `‖M‖²` cannot be told from rounding."""
+        """The rounding error of `‖M‖²`."""
         return self.head_dim * torch.finfo(self.gram.dtype).eps * self._scale.square()
 
     @cached_property
     def _scale(self) -> Float[Tensor, "*heads"]:
-        """`√(‖AᵀA‖ ‖BᵀB‖)`, at least the largest singular value: what rounding errors are relative to."""
+        """`√(‖AᵀA‖ ‖BᵀB‖)`, an upper bound of the largest singular value: rounding errors are relative to it."""
         norms = [inner(gram, gram).sqrt() for gram in (self.query_gram, self.key_gram)]
         return (norms[0] * norms[1]).sqrt()
 
     @cached_property
     def _tolerance(self) -> Float[Tensor, "*heads 1"]:
-        """Below this an eigenvalue cannot be told from 0: a Gram matrix keeps half of the digits of a zero."""
+        """The rounding error of an eigenvalue that is 0: a Gram matrix keeps half of its digits."""
         return self._scale[..., None] * sqrt(torch.finfo(self.gram.dtype).eps)
-
-    @cached_property
-    def _whitened(self) -> Float[Tensor, "*heads head_dim head_dim"]:
-        """Inner products between orthonormal bases of the column spaces of A and B."""
-        return self.query_root.inverse @ self.cross_gram @ self.key_root.inverse.mT
 
 
 def _excess(norms: Float[Tensor, "*heads dim"]) -> Float[Tensor, "*heads"]:
-    """How far, in sum, norms lie above their mean + 2 std."""
+    """The sum of what norms exceed their mean + 2 std by."""
     threshold = norms.mean(-1, keepdim=True) + 2 * norms.std(-1, keepdim=True)
     return (norms - threshold).clamp(min=0).sum(-1)

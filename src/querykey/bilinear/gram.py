@@ -1,10 +1,10 @@
 """Gram matrices of the queries and keys of heads, and their square roots.
 
-Everything that `M = W_Q W_Kᵀ` says, up to a change of basis of the model dimension, is in one small matrix,
+Every measure of `M = W_Q W_Kᵀ` that does not depend on the basis of the model dimension follows from
 
     gram = [W_Q W_K]ᵀ [W_Q W_K]        (2·head_dim × 2·head_dim),
 
-so no dim × dim matrix is ever formed. Its blocks are AᵀA, AᵀB and BᵀB with A = W_Q and B = W_K.
+so no dim × dim matrix is formed. Its blocks are AᵀA, AᵀB and BᵀB with A = W_Q and B = W_K.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 
 
 class Heads(NamedTuple):
-    """The joint Gram matrix of each query head and, where asked for, the norms of the rows and columns of its M."""
+    """The joint Gram matrix of each query head and, if requested, the norms of the rows and columns of its M."""
 
     gram: Float[Tensor, "*heads both both"]
     row_norms: Float[Tensor, "*heads dim"] | None
@@ -30,29 +30,25 @@ class Heads(NamedTuple):
 def joint_gram(
     W_Q: Float[Tensor, "*heads dim head_dim"],
     W_K: Float[Tensor, "*kv_heads dim head_dim"],
-    covariance: Float[Tensor, "dim dim"] | None = None,
     dtype: torch.dtype = torch.float64,
     *,
     norms: bool = False,
 ) -> Heads:
-    """`[A B]ᵀ Σ [A B]` per query head, computed in `dtype`; Σ is the identity unless a `covariance` is given.
+    """`[A B]ᵀ [A B]` of each query head, computed in `dtype`, with the norms of rows and columns of M if `norms`.
 
-    Keys may be grouped as in `paired`. One group at a time is converted to `dtype`, so the memory needed beside the
-    weights does not grow with the number of heads. `norms` are taken in passing, while a group is at hand. No gradient
-    is kept.
+    Keys may be grouped as in `paired`. Only one group at a time is converted to `dtype`, so the extra memory does not
+    grow with the number of heads. No gradient is recorded.
     """
     queries, keys = paired(W_Q.detach(), W_K.detach())
     kv_heads, group, dim, n = queries.shape
     gram = torch.empty(kv_heads, group, 2 * n, 2 * n, dtype=dtype, device=W_Q.device)
     found = torch.empty(2, kv_heads, group, dim if norms else 0, dtype=dtype, device=W_Q.device)
-    metric = None if covariance is None else covariance.to(dtype)
     for i in range(kv_heads):
         q, k = queries[i].to(dtype), keys[i].to(dtype)
-        left_q, left_k = (q, k) if metric is None else (metric @ q, metric @ k)
-        upper = left_q.mT @ torch.cat([q, k.expand_as(q)], -1)
+        upper = q.mT @ torch.cat([q, k.expand_as(q)], -1)
         gram[i, :, :n] = upper
         gram[i, :, n:, :n] = upper[..., n:].mT
-        gram[i, :, n:, n:] = left_k.mT @ k
+        gram[i, :, n:, n:] = k.mT @ k
         if norms:
             found[:, i] = _squared_norms(q, k, gram[i])
     shape = W_Q.shape[:-2]
@@ -63,22 +59,22 @@ def joint_gram(
 def paired(
     W_Q: Float[Tensor, "*heads rows head_dim"], W_K: Float[Tensor, "*kv_heads rows head_dim"]
 ) -> tuple[Float[Tensor, "kv_heads group rows head_dim"], Float[Tensor, "kv_heads rows head_dim"]]:
-    """Query heads beside the key head that serves them: query head h reads key head `h // (heads per group)`.
+    """Query heads grouped by the key head that they read: query head h reads key head `h // (heads per group)`.
 
-    The leading dimensions agree, but for the last of them, where the heads of `W_Q` are a multiple of those of `W_K`.
-    All are flattened into one. Raises `ValueError` where the shapes do not pair.
+    The leading dimensions must agree, except that the last of them may be a multiple for `W_Q`. All are flattened into
+    one. Raises ValueError if the shapes do not pair.
     """
     heads, kv_heads = W_Q.shape[:-2], W_K.shape[:-2]
     if W_Q.shape[-2:] != W_K.shape[-2:]:
         raise ValueError(
-            f"W_Q {tuple(W_Q.shape)} and W_K {tuple(W_K.shape)} differ in their last two sizes: queries and keys read "
-            "the same input and meet in one dot product."
+            f"W_Q {tuple(W_Q.shape)} and W_K {tuple(W_K.shape)} differ in their last two sizes: queries and keys need "
+            "the same input size and the same head size"
         )
     fits = len(heads) == len(kv_heads) and heads[:-1] == kv_heads[:-1]
     if not fits or (heads and (kv_heads[-1] == 0 or heads[-1] % kv_heads[-1])):
         raise ValueError(
             f"W_Q {tuple(W_Q.shape)} and W_K {tuple(W_K.shape)} do not pair: expected (..., heads, dim, head_dim) and "
-            "(..., kv_heads, dim, head_dim) with heads a multiple of kv_heads."
+            "(..., kv_heads, dim, head_dim) with heads a multiple of kv_heads"
         )
     keys = W_K.reshape(-1, *W_K.shape[-2:])
     group = heads[-1] // kv_heads[-1] if heads else 1
@@ -87,10 +83,10 @@ def paired(
 
 @dataclass(frozen=True, eq=False)
 class Root:
-    """A square root of Gram matrices: `root @ root.mT = gram`, triangular but for the `singular` ones.
+    """A square root of Gram matrices: `root @ root.mT = gram`, lower triangular except for the `singular` ones.
 
-    Where X is the factor behind `gram = XᵀX`, `X = (X @ inverse.mT) @ root.mT`, and the columns of `X @ inverse.mT` are
-    orthonormal; those of an X of lower rank are so on the row space of `root`.
+    If `gram = XᵀX`, then `X = (X @ inverse.mT) @ root.mT`, and the columns of `X @ inverse.mT` are orthonormal (for X
+    of lower rank: orthonormal on the row space of `root`).
     """
 
     root: Float[Tensor, "*batch n n"]
@@ -98,13 +94,13 @@ class Root:
 
     @cached_property
     def inverse(self) -> Float[Tensor, "*batch n n"]:
-        """Inverse of the root; the pseudo-inverse where the Gram matrix is singular but for rounding."""
+        """Inverse of the root; the pseudo-inverse where the Gram matrix is singular up to rounding."""
         n, eps = self.root.shape[-1], torch.finfo(self.root.dtype).eps
         identity = torch.eye(n, dtype=self.root.dtype, device=self.root.device)
         regular = torch.where(self.singular[..., None, None], identity, self.root)
         inverse: Tensor = torch.linalg.solve_triangular(regular, identity, upper=False)
-        least = sqrt(10 * n * eps)  # of the singular values that can be told from 0: a Gram matrix errs by its square
-        condition = _squared_norm_bound(inverse) * _squared_norm_bound(self.root)  # at least the squared one
+        least = sqrt(10 * n * eps)  # smallest relative singular value above rounding, which a Gram matrix squares
+        condition = _squared_norm_bound(inverse) * _squared_norm_bound(self.root)  # an upper bound of its square
         lacking = self.singular | (condition * least**2 > 1)
         if lacking.any():
             inverse[lacking] = torch.linalg.pinv(self.root[lacking], rtol=least)
@@ -112,8 +108,28 @@ class Root:
 
     @cached_property
     def rank(self) -> Int[Tensor, "*batch"]:
-        """Number of directions that the Gram matrix holds: the trace of the projection on them."""
+        """Rank of the Gram matrix: the trace of the projection on its range."""
         return inner(self.inverse, self.root.mT).round().to(torch.int64)
+
+
+def square_root(gram: Float[Tensor, "*batch n n"]) -> Root:
+    """The Cholesky factor; for a singular Gram matrix its eigenvectors times the root of its eigenvalues."""
+    root, info = torch.linalg.cholesky_ex(gram)
+    singular = info != 0
+    if singular.any():
+        values, vectors = torch.linalg.eigh(gram[singular])
+        root[singular] = vectors * values.clamp(min=0).sqrt()[..., None, :]
+    return Root(root, singular)
+
+
+def inner(x: Float[Tensor, "*batch n m"], y: Float[Tensor, "*batch n m"]) -> Float[Tensor, "*batch"]:
+    """Frobenius inner product."""
+    return (x * y).sum((-2, -1))
+
+
+def ratio(part: Float[Tensor, "*#batch"], whole: Float[Tensor, "*#batch"]) -> Float[Tensor, "*batch"]:
+    """`part / whole`, and 0 where the whole is 0."""
+    return torch.where(whole > 0, part / torch.where(whole > 0, whole, 1), 0)
 
 
 def _squared_norm_bound(x: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch"]:
@@ -124,30 +140,10 @@ def _squared_norm_bound(x: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch
     return absolute.sum(-1).amax(-1) * absolute.sum(-2).amax(-1)
 
 
-def square_root(gram: Float[Tensor, "*batch n n"]) -> Root:
-    """Cholesky factors; where a Gram matrix has none, its eigenvectors scaled by the root of its eigenvalues."""
-    root, info = torch.linalg.cholesky_ex(gram)
-    singular = info != 0
-    if singular.any():
-        values, vectors = torch.linalg.eigh(gram[singular])
-        root[singular] = vectors * values.clamp(min=0).sqrt()[..., None, :]
-    return Root(root, singular)
-
-
-def inner(x: Float[Tensor, "*batch n m"], y: Float[Tensor, "*batch n m"]) -> Float[Tensor, "*batch"]:
-    """Frobenius inner product of matrices."""
-    return (x * y).sum((-2, -1))
-
-
-def ratio(part: Float[Tensor, "*#batch"], whole: Float[Tensor, "*#batch"]) -> Float[Tensor, "*batch"]:
-    """`part / whole`, and 0 where the whole is 0."""
-    return torch.where(whole > 0, part / torch.where(whole > 0, whole, 1), 0)
-
-
 def _squared_norms(
     q: Float[Tensor, "group dim head_dim"], k: Float[Tensor, "dim head_dim"], gram: Float[Tensor, "group both both"]
 ) -> Float[Tensor, "2 group dim"]:
-    """Squared norms of the rows and the columns of `M = A Bᵀ`: `aᵢ BᵀB aᵢᵀ` for row i, `bⱼ AᵀA bⱼᵀ` for column j."""
+    """Squared norms of the rows and columns of `M = A Bᵀ`: `aᵢ BᵀB aᵢᵀ` for row i, `bⱼ AᵀA bⱼᵀ` for column j."""
     group, dim, n = q.shape
     rows = torch.linalg.vecdot(q @ gram[0, n:, n:], q)
     images = (k @ gram[:, :n, :n].transpose(0, 1).reshape(n, group * n)).view(dim, group, n)

@@ -1,12 +1,12 @@
 """The best head with one projection for keys and values, in closed form.
 
-A head reads its keys through `q·k` and its values through `v W_O`. Without rotary positions both leave a basis free:
-the inverse of a change of basis of k folds into W_Q, that of v into W_O. So one tensor `u = x W` can stand for both,
+Keys are used in `q·k` and values in `v W_O`. Without rotary positions any change of basis of k can be undone in W_Q,
+and one of v in W_O. So one tensor `u = x W` can replace both,
 
     q·k ≈ (q S)·u,      v ≈ u T,      W_Q → W_Q S,   W_O → T W_O,
 
-at no cost at run time. Best is the u whose columns span as much as possible of `[K V]`, each weighted by what reads it:
-a truncated singular value decomposition.
+at no cost at run time. The best u spans as much as possible of `[K V]`, weighted by W_Q and W_O: a truncated singular
+value decomposition.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class SharedKeyValue(NamedTuple):
     """`u = k @ from_key + v @ from_value` in place of keys and values, so `W = W_K @ from_key + W_V @ from_value`.
 
     Queries become `q @ query_map`, and `output_map @ W_O` replaces W_O, for every query head that reads this key head.
-    `score_share` and `value_share` are the parts of the variance of the scores and of the output that remain.
+    `score_share` and `value_share` are the kept shares of the variance of the scores and of the output.
     """
 
     from_key: Float[Tensor, "*heads key_dim size"]
@@ -43,24 +43,24 @@ def best_key_value(
     size: int | None = None,
     balance: float = 1.0,
 ) -> SharedKeyValue:
-    """The `size` (by default key_dim) directions that lose least of the scores and of the output together.
+    """The `size` (default: key_dim) directions that lose least of the scores and the output together.
 
-    - `covariance` of a key head's `[k v]`, keys first. Centred keys and values: the mean key shifts all scores of a
-      query alike, and a mean value is a constant that belongs in the output's bias; where there is no such bias, give
-      the second moment of values instead. From weights alone: `[W_K W_V]ᵀ[W_K W_V]`.
+    - `covariance` of a key head's `[k v]`, keys first, both centred: the mean key adds the same number to all scores of
+      a query, and the mean value is a constant that belongs in the output's bias. Without such a bias, pass the second
+      moment of the values. From weights alone: `[W_K W_V]ᵀ[W_K W_V]`.
     - `query_moment`: `E[qᵀq]`, (key_dim, key_dim), summed over the query heads that read this key head.
     - `output_gram`: `W_O W_Oᵀ` with the head's W_O as (value_dim, dim), summed likewise.
-    - `balance`: weight of a lost part of the output against an equal part of the scores.
+    - `balance`: weight of a lost share of the output against an equal lost share of the scores.
 
     Minimises `(1 − score_share) + balance · (1 − value_share)` over all u of that size (Eckart & Young 1936). Raises
-    `ValueError` where the sizes contradict each other.
+    ValueError for sizes that do not fit together.
     """
     key_dim, value_dim = query_moment.shape[-1], output_gram.shape[-1]
     size = key_dim if size is None else size
     if covariance.shape[-1] != key_dim + value_dim or not 0 < size <= key_dim + value_dim:
         raise ValueError(
-            f"A covariance of size {covariance.shape[-1]} and a shared size of {size} do not fit keys of size "
-            f"{key_dim} and values of size {value_dim}: expected {key_dim + value_dim}, and a size of 1 to that."
+            f"a covariance of size {covariance.shape[-1]} and a shared size of {size} do not fit keys of size "
+            f"{key_dim} and values of size {value_dim}: expected {key_dim + value_dim}, and a size of 1 to that"
         )
     root = square_root(covariance)
     keys, values = root.root[..., :key_dim, :].mT, root.root[..., key_dim:, :].mT  # [K V] in an orthonormal basis

@@ -1,10 +1,10 @@
-"""What every measure reads on heads that mean nothing: Gaussian W_Q and W_K of the same shape.
+"""The value of every measure on random heads: Gaussian W_Q and W_K of the same shape.
 
-Where there is a formula it is used, and `Null.source` says "exact": the mean holds for every dim and head_dim. Turning
-W_K by a random rotation of the model dimension changes nothing in the distribution, and the moments of such rotations
-are known (Collins & Śniady 2006); changing the sign of W_K swaps the positive and the negative part of `sym(M)`;
-exchanging W_Q and W_K turns directionality around. All else is "simulated", from random heads that are drawn as Gram
-matrices where dim is large, at a cost that does not grow with it.
+`Null.source` is "exact" where a formula gives the mean for every dim and head_dim. The formulas use that a random
+rotation of the model dimension, applied to W_K, does not change the distribution, and that the moments of such
+rotations are known (Collins & Śniady 2006); that changing the sign of W_K swaps the positive and the negative part of
+`sym(M)`; and that exchanging W_Q and W_K changes the sign of directionality. Everything else is "simulated", from
+random heads. For large dim these are drawn as Gram matrices, at a cost that does not depend on dim.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from querykey.bilinear.rotation import Rotation
 
 
 class Null(NamedTuple):
-    """Mean and standard deviation of a measure over random heads, and where the mean comes from."""
+    """Mean and standard deviation of a measure over random heads, and how the mean was obtained."""
 
     mean: float
     std: float
@@ -39,25 +39,27 @@ def null(
     rotation: Rotation | None = None,
     spectrum: Float[Tensor, "dim"] | None = None,
 ) -> dict[str, Null]:
-    """The null of every measure of `BilinearForm` but the norm, by name.
+    """The null of every measure of `BilinearForm` except the norm, by name.
 
     With a `rotation` also of those of `RotaryForm`, as `symmetry_rotary`, `tied_share_rotary`, `distance_rotary`. For
-    forms made from data give the `spectrum` of the covariance of the layer's inputs: the null is then that of random
-    weights on such inputs, all of it simulated, without directionality. Raises `ValueError` for fewer than two
-    dimensions or draws, and for a spectrum of another length than dim.
+    forms made from data, pass the `spectrum` of the covariance of the layer's inputs: the null is then that of random
+    weights on such inputs, all of it simulated, without directionality. Raises ValueError for fewer than two
+    dimensions or draws, and for a spectrum whose length is not dim.
     """
     if dim < 2 or draws < 2:
-        raise ValueError(f"A null needs at least 2 dimensions and 2 draws; these are {dim} and {draws}.")
+        raise ValueError(f"{dim} dimensions and {draws} draws; a null needs at least 2 of each")
     if spectrum is not None and len(spectrum) != dim:
-        raise ValueError(f"The spectrum of inputs of {dim} dimensions has {dim} values, not {len(spectrum)}.")
-    at_once = max(2, 2**20 // (2 * head_dim) ** 2)  # so that large heads take no more memory than small ones
+        raise ValueError(
+            f"the spectrum has {len(spectrum)} values; expected {dim}, one for each dimension of the inputs"
+        )
+    at_once = max(2, 2**20 // (2 * head_dim) ** 2)  # bounds the memory for large heads
     parts = []
     for first in range(0, draws, at_once):
         heads = random_heads(dim, head_dim, min(at_once, draws - first), generator, spectrum)
         values = {name: value for name, value in heads.metrics().items() if name != "norm"}
         if rotation is not None:
-            turning = RotaryForm(heads, rotation)
-            values |= {f"{name}_rotary": getattr(turning, name) for name in ("symmetry", "tied_share", "distance")}
+            rotary = RotaryForm(heads, rotation)
+            values |= {f"{name}_rotary": getattr(rotary, name) for name in ("symmetry", "tied_share", "distance")}
         parts.append(values)
     simulated = {name: _simulated(torch.cat([values[name] for values in parts])) for name in parts[0]}
     if spectrum is not None:
@@ -75,11 +77,11 @@ def random_heads(
     generator: torch.Generator,
     spectrum: Float[Tensor, "dim"] | None = None,
 ) -> BilinearForm:
-    """The forms of `count` heads with standard normal weights, on isotropic inputs or on those with that `spectrum`.
+    """The forms of `count` heads with standard normal weights, on isotropic inputs or on inputs with that `spectrum`.
 
     On isotropic inputs the joint Gram matrix is a Wishart matrix: `L Lᵀ` with L triangular, normal below the diagonal
-    and with chi variables on it (Bartlett 1933). From dim 1024 on it is drawn so, the chi variables as cubes of normal
-    ones (Wilson & Hilferty 1931; close to exact at such sizes). Otherwise weights are drawn.
+    and with chi variables on it (Bartlett 1933). From dim 1024 on it is drawn in this way, with the chi variables as
+    cubes of normal ones (Wilson & Hilferty 1931; close to exact at such sizes). Below, weights are drawn.
     """
 
     def normal(*shape: int) -> Tensor:
@@ -114,7 +116,8 @@ def _formulas(d: int, k: int) -> dict[str, Null]:
       `Σσ⁴/(Σσ²)²/d` to first order in 1/d.
     - overlap: `tr P_Q P_K` has mean `k²/d` and variance `2k²(d−k)²/(d²(d−1)(d+2))` over random subspaces.
     - directionality: to first order norms of rows and columns are independent and normal; what exceeds an estimated
-      mean + 2 std then sums to .008491·d with variance .003758·d, in units of the std. At small dim it spreads less.
+      mean + 2 std then sums to .008491·d with variance .003758·d, in units of the std. For small dim the spread is
+      smaller.
     """
     spread = _fourth_moment(d, k)
     symmetry = 3 * (d + 1) / (d * (d - 1) * (d + 2)) - 1 / d**2 - 6 * spread / (d * (d - 1) * (d + 2))

@@ -1,10 +1,10 @@
-"""Measures of heads under rotary positions, where the form `M(r) = A Rot(r) Bᵀ` turns with the distance r.
+"""Measures of heads under rotary positions, where the form at distance r is `M(r) = A Rot(r) Bᵀ`.
 
 A tied head still gives symmetric scores, because `M(r)ᵀ = M(−r)`. So the symmetry to measure is
 
     mean of tr(M(r) M(−r))  over  mean of ‖M(r)‖²,
 
-and not `tr(M(r)²)`. Means are those of `Rotation`. A zero head gives 0 everywhere.
+and not that of `tr(M(r)²)`. Means are those of `Rotation`. All measures of a zero head are 0.
 """
 
 from __future__ import annotations
@@ -24,46 +24,46 @@ from querykey.bilinear.rotation import Rotation
 
 @dataclass(frozen=True, eq=False)
 class RotaryForm:
-    """Heads and the rotation that their scores undergo. Raises `ValueError` where the head sizes differ."""
+    """Heads and the rotation of their scores. Raises ValueError if the head sizes differ."""
 
     form: BilinearForm
     rotation: Rotation
 
     def __post_init__(self) -> None:
-        """Refuse a rotation made for another head size."""
+        """Check the head sizes."""
         if self.form.head_dim != self.rotation.head_dim:
             raise ValueError(
-                f"The rotation is of heads of size {self.rotation.head_dim}, these heads have {self.form.head_dim}."
+                f"the rotation is for heads of size {self.rotation.head_dim}, these heads have {self.form.head_dim}"
             )
 
     @cached_property
     def energy(self) -> Float[Tensor, "*heads"]:
-        """Mean of `‖M(r)‖²`, or 0 where it cannot be told from rounding."""
+        """Mean of `‖M(r)‖²`, or 0 if it is within rounding."""
         energy = inner(self.rotation.average(self.form.query_gram), self.form.key_gram)
         return torch.where(energy > self.form.noise, energy, 0)
 
     @cached_property
     def symmetry(self) -> Float[Tensor, "*heads"]:
-        """1 for tied heads, −1 for W_Q = W_K with every pair turned by a right angle, near 0 for random ones."""
+        """1 for tied heads, −1 for W_Q = W_K with every pair rotated by a right angle, near 0 for random heads."""
         cross = self.form.cross_gram
         return ratio(inner(self.rotation.average(cross.mT), cross), self.energy)
 
     @cached_property
     def tied_share(self) -> Float[Tensor, "*heads"]:
-        """Energy that the head of `best_tied_rotary` keeps, of 1.
+        """Energy that the head of `best_tied_rotary` keeps, as a share of 1; never negative.
 
-        A lower bound of what some head with W_Q = W_K could keep, exact for long windows; `(1 + symmetry)/2` is an
-        upper one.
+        A lower bound of what a head with W_Q = W_K can keep, exact for long windows and for distance 0 alone;
+        `(1 + symmetry)/2` is an upper bound.
         """
         return best_tied_rotary(self.form, self.rotation).kept(self.form, self.rotation)
 
     @cached_property
     def distance(self) -> Float[Tensor, "*heads"]:
-        """Distance between W_Q and W_K up to the gauge that rotary scores leave, in [0, 2].
+        """Distance between W_Q and W_K up to the gauge that leaves rotary scores unchanged, in [0, 2].
 
         Only one complex number per pair commutes with the rotation, so with the complex columns a_j, b_j of A and B
-        `min_R ‖AR − BR⁻ᵀ‖² = 2(Σ‖a_j‖‖b_j‖ − tr M)`. Dimensions that do not turn keep their full gauge and enter with
-        the nuclear norm of their form. 0 tied, 1 on average for random heads, as in `BilinearForm.distance`.
+        `min_R ‖AR − BR⁻ᵀ‖² = 2(Σ‖a_j‖‖b_j‖ − tr M)`. Dimensions that do not rotate keep their full gauge and enter with
+        the nuclear norm of their form. 0 for tied heads, 1 on average for random heads, as in `BilinearForm.distance`.
         """
         trace = self.form.cross_gram.diagonal(dim1=-2, dim2=-1).sum(-1)
         balanced = self.rotation.pair_norms(self.form.query_gram) * self.rotation.pair_norms(self.form.key_gram)

@@ -1,80 +1,72 @@
 """Rotary positions as an average over distances.
 
-A query turns against a key at distance r by `Rot(r)`, which turns the j-th pair of head dimensions by the angle r·θ_j.
-With `Rot(r) = diag(cos rθ) + J diag(sin rθ)`, J the quarter turn of every pair, the mean over |r| < window is
+A query at distance r from a key is rotated against it by `Rot(r)`, which rotates the j-th pair of head dimensions by
+the angle r·θ_j. With `Rot(r) = diag(cos rθ) + J diag(sin rθ)`, J the rotation of every pair by a right angle, the mean
+over |r| < window is
 
     mean of Rot(r)ᵀ X Rot(r) = T_cos ∘ X − T_sin ∘ (J X J),
 
-two fixed tables of the head's size, whatever the length of the window. Both directions count alike, also where a causal
-mask uses only one: that is what keeps a symmetry between −1 and 1.
+two fixed tables of the head's size for any window. Both directions count alike, also where a causal mask uses only
+one: this keeps the symmetry of a head between −1 and 1.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-Pairing = Literal["half", "interleaved"]
-
 
 @dataclass(frozen=True, eq=False)
 class Rotation:
-    """Which dimensions of a head turn, how fast, and over which distances.
+    """Which dimensions of a head rotate, how fast, and over which distances the measures average.
 
-    - `frequencies`: θ_j in radians per position, one per pair.
-    - `head_dim`: size of a query; dimensions in no pair do not turn (partial rotary positions).
-    - `window`: distances below it count; None is the limit of a window that is long against every period.
-    - `pairing`: "half" turns dimension j with j + pairs (Llama, GPT-NeoX), "interleaved" 2j with 2j + 1 (GPT-J).
-    - `start`: the first dimension that turns (in DeepSeek's heads the turning ones come last).
+    - `frequencies`: θ_j in radians per position, one per pair. Dimension j pairs with j + pairs; dimensions after the
+      pairs do not rotate (partial rotary positions).
+    - `head_dim`: size of a query.
+    - `window`: distances |r| < window count; None is the limit of a window that is long against every period.
 
-    Raises `ValueError` for pairs that do not fit into the head, an empty window or an unknown pairing.
+    Raises ValueError for pairs that do not fit into the head and for an empty window.
     """
 
     frequencies: Float[Tensor, "pairs"]
     head_dim: int
     window: int | None
-    pairing: Pairing = "half"
-    start: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be."""
-        turning = 2 * len(self.frequencies)
-        if self.start < 0 or self.start + turning > self.head_dim:
+        """Check the sizes."""
+        rotated = 2 * len(self.frequencies)
+        if rotated > self.head_dim:
             raise ValueError(
-                f"{len(self.frequencies)} frequencies turn {turning} dimensions from dimension {self.start} on; "
-                f"that does not fit into a head of size {self.head_dim}."
+                f"{len(self.frequencies)} frequencies rotate {rotated} dimensions, which does not fit into a head of "
+                f"size {self.head_dim}"
             )
         if self.window is not None and self.window < 1:
-            raise ValueError(f"The window holds at least distance 0, so it is 1 or more, not {self.window}.")
-        if self.pairing not in ("half", "interleaved"):
-            raise ValueError(f"The pairing is 'half' or 'interleaved', not {self.pairing!r}.")
+            raise ValueError(f"the window is {self.window}; expected 1 (distance 0 alone) or more")
 
     @cached_property
     def first(self) -> Int[Tensor, "pairs"]:
         """First dimension of each pair."""
-        pairs = torch.arange(len(self.frequencies), device=self.frequencies.device)
-        return self.start + (pairs if self.pairing == "half" else 2 * pairs)
+        return torch.arange(len(self.frequencies), device=self.frequencies.device)
 
     @cached_property
     def second(self) -> Int[Tensor, "pairs"]:
         """Second dimension of each pair."""
-        return self.first + (len(self.frequencies) if self.pairing == "half" else 1)
+        return self.first + len(self.frequencies)
 
     @cached_property
     def angles(self) -> Float[Tensor, "head_dim"]:
-        """θ of every head dimension; 0 for those that do not turn."""
+        """θ of every head dimension; 0 for those that do not rotate."""
         angles = torch.zeros(self.head_dim, dtype=torch.float64, device=self.frequencies.device)
         angles[self.first] = angles[self.second] = self.frequencies.to(torch.float64)
         return angles
 
     @cached_property
     def still(self) -> Bool[Tensor, "head_dim"]:
-        """Which dimensions do not turn."""
+        """Which dimensions do not rotate."""
         return self.angles == 0
 
     @cached_property
@@ -84,8 +76,8 @@ class Rotation:
         total = _mean_cosine(self.angles[:, None] + self.angles, self.window)
         return (difference + total) / 2, (difference - total) / 2
 
-    def turned(self, x: Float[Tensor, "*batch head_dim columns"]) -> Float[Tensor, "*batch head_dim columns"]:
-        """`J x`: the rows of each pair turned by a right angle, and 0 for rows that do not turn."""
+    def right_angle(self, x: Float[Tensor, "*batch head_dim columns"]) -> Float[Tensor, "*batch head_dim columns"]:
+        """`J x`: the rows of each pair rotated by a right angle, and 0 for rows that do not rotate."""
         out = torch.zeros_like(x)
         out[..., self.first, :] = -x[..., self.second, :]
         out[..., self.second, :] = x[..., self.first, :]
@@ -94,8 +86,8 @@ class Rotation:
     def average(self, x: Float[Tensor, "*batch head_dim head_dim"]) -> Float[Tensor, "*batch head_dim head_dim"]:
         """Mean of `Rot(r)ᵀ x Rot(r)` over the window; that of `Rot(r) x Rot(r)ᵀ` is the same."""
         cosines, sines = (table.to(x.dtype) for table in self.tables)
-        turned = -self.turned(self.turned(x).mT).mT  # J x J, since Jᵀ = −J
-        return cosines * x - sines * turned
+        rotated = -self.right_angle(self.right_angle(x).mT).mT  # J x J, since Jᵀ = −J
+        return cosines * x - sines * rotated
 
     def pair_norms(self, gram: Float[Tensor, "*heads head_dim head_dim"]) -> Float[Tensor, "*heads pairs"]:
         """Norms of the complex columns `A₁ + iA₂` of the pairs, from `AᵀA`."""
