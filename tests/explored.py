@@ -18,7 +18,7 @@ from querykey.explorer.notation import Bytes
 from querykey.explorer.rounding import Rounded
 from querykey.explorer.server import application, listen
 from querykey.explorer.subjects import Offer, Subject
-from querykey.models.native import OwnModel
+from querykey.models.native import NativeModel
 from querykey.models.replacements import fitted
 from querykey.transformer import Transformer
 
@@ -31,9 +31,9 @@ def values_of(array: Rounded) -> Tensor:
 
 def causal_subject() -> Subject:
     """An untrained model of bytes that may only look back, with rotary positions and two heads."""
-    model = OwnModel(Transformer(256, 256, 64, dim=24, heads=2, layers=2, causal=True, positions="rotary", seed=1))
+    model = NativeModel(Transformer(256, 256, 64, dim=24, heads=2, layers=2, causal=True, positions="rotary", seed=1))
     sample = torch.randint(256, (3, 47, 1), generator=torch.Generator().manual_seed(0))
-    return Subject("bytes", model, Bytes(), fitted(model.layers, model.run(sample).layers), "def f(x): return x")
+    return Subject("bytes", model, Bytes(), fitted(model.layers, model.trace(sample).layers), "def f(x): return x")
 
 
 def offered(**subjects: Subject) -> dict[str, Offer]:

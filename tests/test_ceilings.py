@@ -1,9 +1,12 @@
 """No trained head exceeds its ceiling, and the measure of it is right."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from querykey import Design
+from querykey.study import ceilings
 from querykey.study.ceilings import argmax_share, ceiling, kind_of_scores
 from querykey.study.config import Config
 from querykey.study.plan import from_mapping
@@ -43,14 +46,13 @@ def test_no_trained_head_exceeds_its_ceiling(kind):
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_the_share_by_hand():
-    class Fixed(torch.nn.Module):
-        def first_attention(self, inputs):
-            return torch.tensor([[[[0.2, 0.5, 0.3], [0.6, 0.3, 0.1], [0.4, 0.35, 0.25]]]])
+def test_the_share_by_hand(monkeypatch):
+    weights = torch.tensor([[[[0.2, 0.5, 0.3], [0.6, 0.3, 0.1], [0.4, 0.35, 0.25]]]])
+    monkeypatch.setattr(ceilings, "trace", lambda *_: SimpleNamespace(layers=[SimpleNamespace(weights=weights)]))
 
     task = Relation(kind="n-cycle", length=3)
     examples = task._examples(torch.tensor([[0, 1, 2]]), torch.tensor([[0, 0, 0]]))
-    assert argmax_share(Fixed(), examples.inputs, task.related_positions(examples.inputs)) == pytest.approx(
+    assert argmax_share(torch.nn.Identity(), examples.inputs, task.related_positions(examples.inputs)) == pytest.approx(
         2 / 3
     )  # 0 → 1, 1 → 0 (wrong), 2 → 0
 

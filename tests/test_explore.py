@@ -28,12 +28,9 @@ from querykey.explorer.rounding import rounded
 from querykey.explorer.server import listen
 from querykey.explorer.subjects import Offer, Subject, offers
 from querykey.explorer.views import Focus, Viewer, graph, symmetry
-from querykey.models.intervention import Change
-from querykey.models.native import OwnModel
+from querykey.models.native import NativeModel
 from querykey.models.replacements import SETTINGS, fitted
 from querykey.transformer import Transformer
-
-DESIGNS = ("q,k,v", "q=k,v", "q=k,v+core=full", "q,k,v+cosine", "q,k,v+l2+selfmask", "q=k,v+qknorm", "q,k=v+kv_heads=2")
 
 
 @pytest.fixture(scope="module")
@@ -42,20 +39,6 @@ def cycle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Subject]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("QUERYKEY_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield offers("cycle")["cycle"].open()
-
-
-@pytest.mark.parametrize("design", DESIGNS)
-@pytest.mark.parametrize("positions", ["learned", "rotary"])
-def test_an_own_model_computes_what_it_always_does(design: str, positions: Any) -> None:
-    model = Transformer(17, 5, 13, dim=24, heads=4, layers=2, design=design, positions=positions, causal=True)
-    ids = torch.randint(17, (2, 11, 3))
-    opened = OwnModel(model)
-    same = Change(query=lambda head: head.query, key=lambda head: head.key, value=lambda head: head.value)
-    everywhere = {(layer, head): same for layer in range(2) for head in range(4)}
-    torch.testing.assert_close(opened.run(ids).logits, model(ids), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(opened.run(ids, everywhere).logits, model(ids), rtol=1e-4, atol=1e-5)
-    masked = opened.run(ids, {(1, 2): Change(self_mask=True)}).layers[1].pattern[:, 2].diagonal(dim1=-2, dim2=-1)
-    assert not masked[:, 1:].any()
 
 
 def test_the_switch_shows_the_theorem(cycle: Subject) -> None:
@@ -78,23 +61,23 @@ def test_the_switch_under_rotary_positions() -> None:
     assert subject.switch.settings == ("trained", "copied", "tied", "core", "selfmask", "cosine")
     ids = subject.notation.encode(subject.example).ids
     for setting in ("copied", "tied"):
-        scores = subject.model.run(ids, subject.switch.changes(setting, [(0, 1)])).layers[0].scores[0, 1]
+        scores = subject.model.trace(ids, subject.switch.interventions(setting, [(0, 1)])).layers[0].scores[0, 1]
         torch.testing.assert_close(scores, scores.mT, rtol=1e-4, atol=1e-5)
-    plain = subject.model.run(ids).layers[0].scores[0, 1]
-    core = subject.model.run(ids, subject.switch.changes("core", [(0, 1)])).layers[0].scores[0, 1]
+    plain = subject.model.trace(ids).layers[0].scores[0, 1]
+    core = subject.model.trace(ids, subject.switch.interventions("core", [(0, 1)])).layers[0].scores[0, 1]
     assert torch.corrcoef(torch.stack([plain.flatten(), core.flatten()]))[0, 1] > 0.6
     with pytest.raises(ValueError, match="there is no setting 'signed' for this model; it has trained, copied"):
-        subject.switch.changes("signed", [(0, 0)])
+        subject.switch.interventions("signed", [(0, 0)])
 
 
 def test_a_full_core_of_a_head_that_has_one_is_that_head() -> None:
-    model = OwnModel(Transformer(19, 7, 12, dim=20, heads=2, layers=1, head_dim=5, design="q=k,v", positions="none"))
+    model = NativeModel(Transformer(19, 7, 12, dim=20, heads=2, layers=1, head_dim=5, design="q=k,v", positions="none"))
     sample = torch.randint(19, (40, 12, 1), generator=torch.Generator().manual_seed(0))
-    run = model.run(sample)
+    run = model.trace(sample)
     switch = fitted(model.layers, run.layers)
     for setting in ("copied", "tied", "signed", "core"):
-        changed = model.run(sample, switch.changes(setting, [(0, 0), (0, 1)]))
-        torch.testing.assert_close(changed.layers[0].pattern, run.layers[0].pattern, rtol=1e-3, atol=1e-4)
+        changed = model.trace(sample, switch.interventions(setting, [(0, 0), (0, 1)]))
+        torch.testing.assert_close(changed.layers[0].weights, run.layers[0].weights, rtol=1e-3, atol=1e-4)
 
 
 @given(st.lists(st.lists(st.floats(-1e4, 1e4), min_size=3, max_size=3), min_size=1, max_size=5))
@@ -109,9 +92,9 @@ def test_rounded_numbers_are_those_printed(rows: list[list[float]]) -> None:
 
 
 def test_graph_and_symmetry_of_known_scores(cycle: Subject) -> None:
-    run = cycle.model.run(cycle.notation.encode(cycle.example).ids)
+    run = cycle.model.trace(cycle.notation.encode(cycle.example).ids)
     found = graph(run.layers[0], 0)
-    lengths = argmax_cycles(run.layers[0].pattern[0, 0])
+    lengths = argmax_cycles(run.layers[0].weights[0, 0])
     on_rings = {place: len(ring) for ring in found["rings"] for place in ring}
     assert all(lengths[place] == length for place, length in on_rings.items())
     assert {len(ring) for ring in found["rings"]} == set(lengths.tolist())
@@ -201,11 +184,11 @@ def test_the_api_answers(port: int, cycle: Subject) -> None:
     status, about = ask(port, "/api/model?id=causal")
     assert (status, about["causal"], len(about["layers"])) == (200, True, 2)
     status, look = ask(port, "/api/look", {"model": "cycle", "text": cycle.example})
-    run = cycle.model.run(cycle.notation.encode(cycle.example).ids)
+    run = cycle.model.trace(cycle.notation.encode(cycle.example).ids)
     torch.testing.assert_close(
         values_of(look["head"]["scores"]), run.layers[0].scores[0, 0].double(), atol=5e-3, rtol=0
     )
-    assert look["head"]["whom"] == run.layers[0].pattern[0, 0].argmax(-1).tolist()
+    assert look["head"]["whom"] == run.layers[0].weights[0, 0].argmax(-1).tolist()
     assert look["targets"] == look["answers"]
 
 

@@ -18,9 +18,9 @@ from querykey.explorer import builtin
 from querykey.explorer.export import bundle
 from querykey.explorer.notation import Numbers
 from querykey.explorer.subjects import Offer, Subject, offers
-from querykey.models.huggingface import LayerRun
-from querykey.models.native import OwnModel
+from querykey.models.native import NativeModel
 from querykey.models.replacements import SETTINGS, fitted
+from querykey.models.trace import LayerTrace
 from querykey.transformer import Transformer
 
 playwright = pytest.importorskip("playwright.sync_api", reason="the page is tested with playwright: pip install it")
@@ -127,10 +127,10 @@ def assert_printed(texts: list[str], values: Tensor, scale: float = 1) -> None:
         assert abs(number(text) - value) <= 0.5 * 10**-digits + 1e-6
 
 
-def run_of(subject: Subject, setting: Any, layer: int, head: int, text: str | None = None) -> LayerRun:
+def run_of(subject: Subject, setting: Any, layer: int, head: int, text: str | None = None) -> LayerTrace:
     """What PyTorch computes for one head in one setting."""
     ids = subject.notation.encode(subject.example if text is None else text).ids
-    return subject.model.run(ids, subject.switch.changes(setting, [(layer, head)])).layers[layer]
+    return subject.model.trace(ids, subject.switch.interventions(setting, [(layer, head)])).layers[layer]
 
 
 def assert_walk(one: Any, subject: Subject, setting: Any, layer: int, head: int, text: str | None = None) -> None:
@@ -139,12 +139,12 @@ def assert_walk(one: Any, subject: Subject, setting: Any, layer: int, head: int,
     i = int(one.page.get_attribute(".chip[aria-checked=true]", "data-i"))
     assert_printed(one.texts(".scoreboard .out"), run.scores[0, head, i])
     assert_printed(one.texts(".scoreboard .in"), run.scores[0, head, :, i])
-    allowed = torch.ones_like(run.pattern[0, head, i], dtype=torch.bool)
+    allowed = torch.ones_like(run.weights[0, head, i], dtype=torch.bool)
     if run.allowed is not None:
-        allowed = run.allowed[0].expand(run.pattern.shape[1:])[head, i]
-    assert_printed(one.texts(".scoreboard .percent"), run.pattern[0, head, i][allowed], 100)
+        allowed = run.allowed[0].expand(run.weights.shape[1:])[head, i]
+    assert_printed(one.texts(".scoreboard .percent"), run.weights[0, head, i][allowed], 100)
     shown = {"q": run.query[0, head, i], "k": run.key[0, head, i], "v": run.value[0, head, i]}
-    shown |= {"x": run.x[0, i], "z": run.pattern[0, head, i] @ run.value[0, head]}
+    shown |= {"x": run.x[0, i], "z": run.weights[0, head, i] @ run.value[0, head]}
     for role, values in shown.items():
         texts = one.page.locator(f".numbers-{role}").first.text_content().split()
         assert_printed(texts, values)
@@ -170,7 +170,7 @@ def test_each_switch_shows_what_pytorch_computes(name: str, visit: Any, models: 
         if setting != "trained":
             said = one.page.inner_text("[data-metric=self]").rpartition("oneself")[2].split("→")
             for text, which in zip(said, ("trained", setting), strict=True):
-                assert_printed([text], run_of(subject, which, layer, head).pattern[0, head].diagonal().mean(), 100)
+                assert_printed([text], run_of(subject, which, layer, head).weights[0, head].diagonal().mean(), 100)
 
 
 def test_side_by_side(visit: Any, models: dict[str, Offer]) -> None:
@@ -522,9 +522,9 @@ def test_what_is_said_of_rings_holds_for_each_design(browser: Any) -> None:
     }
     found = {}
     for design in said:
-        model = OwnModel(Transformer(17, 17, 9, dim=12, heads=2, layers=1, design=design, positions="learned"))
+        model = NativeModel(Transformer(17, 17, 9, dim=12, heads=2, layers=1, design=design, positions="learned"))
         text = " ".join(map(str, sample[0, :, 0].tolist()))
-        switch = fitted(model.layers, model.run(sample).layers)
+        switch = fitted(model.layers, model.trace(sample).layers)
         found[design] = Subject("numbers", model, Numbers(17, 1, 9), switch, text, design)
     with served(offered(**found), {"model": "q,k,v"}) as port:
         one = Visit(browser, f"http://127.0.0.1:{port}/#view=map")

@@ -22,8 +22,9 @@ from querykey.inspection.inspect import examine
 from querykey.inspection.summary import sentences
 from querykey.inspection.tables import forecast_words
 from querykey.inspection.text import pieces
-from querykey.models.huggingface import LayerRun, LiveModel, open_live
+from querykey.models.huggingface import HuggingFaceModel, open_model
 from querykey.models.moments import Moments
+from querykey.models.trace import LayerTrace
 
 GENERATOR = torch.Generator().manual_seed(5)
 IDS = torch.randint(3, 61, (6, 23), generator=GENERATOR)  # more tokens than the width of the models
@@ -31,20 +32,20 @@ EYES = torch.eye(8).expand(6, 8, 8)
 OTHERS = torch.randint(3, 61, (3, 17), generator=GENERATOR)
 
 
-def live_of(model: PreTrainedModel, folder: Path, dtype: torch.dtype = torch.float64) -> LiveModel:
+def live_of(model: PreTrainedModel, folder: Path, dtype: torch.dtype = torch.float64) -> HuggingFaceModel:
     model.save_pretrained(folder)
-    return open_live(folder, dtype=dtype)
+    return open_model(folder, dtype=dtype)
 
 
-def fitted(live: LiveModel, ids: Tensor = IDS) -> dict[int, Moments]:
+def fitted(live: HuggingFaceModel, ids: Tensor = IDS) -> dict[int, Moments]:
     moments = {number: Moments(layer) for number, layer in enumerate(live.layers)}
     for batch in ids.split(2):
-        for number, layer in enumerate(live.run(batch).layers):
+        for number, layer in enumerate(live.trace(batch).layers):
             moments[number].add(layer)
     return moments
 
 
-def effects(live: LiveModel, per: str = "all") -> dict[tuple[str, int, int], dict[str, float]]:
+def effects(live: HuggingFaceModel, per: str = "all") -> dict[tuple[str, int, int], dict[str, float]]:
     frame = forecast(Yardstick(live, OTHERS), fitted(live), per=per)
     found: dict[tuple[str, int, int], dict[str, float]] = {}
     for row in frame.itertuples():
@@ -149,7 +150,7 @@ def test_every_layer_and_every_head_has_its_rows(tmp_path: Path) -> None:
 def test_layers_that_share_weights_are_replaced_together(tmp_path: Path) -> None:
     live = live_of(random_model("albert"), tmp_path)
     moments = Moments(live.layers[0])
-    for layer in live.run(IDS).layers:
+    for layer in live.trace(IDS).layers:
         moments.add(layer)
     yardstick = Yardstick(live, OTHERS)
     frame = forecast(yardstick, {0: moments}, per="layer")
@@ -182,7 +183,7 @@ def test_moments_are_those_of_queries_and_keys_before_their_rotation(name: str, 
     live = live_of(model, tmp_path)
     moments = fitted(live)[1]
     weights = live.checkpoint.read(1, values=True, dtype=torch.float64)
-    x = live.run(IDS).layers[1].x.flatten(0, 1)
+    x = live.trace(IDS).layers[1].x.flatten(0, 1)
     for head, group in enumerate(weights.map.key_head):
         parts = []
         for W, b, at in (
@@ -198,10 +199,12 @@ def test_moments_are_those_of_queries_and_keys_before_their_rotation(name: str, 
     torch.testing.assert_close(moments.spectrum(), torch.linalg.eigvalsh(x.T.cov(correction=0)).flip(0))
 
 
-def run_of(pattern: Tensor, allowed: Tensor | None = None) -> LayerRun:
+def run_of(pattern: Tensor, allowed: Tensor | None = None) -> LayerTrace:
     """A run of which only the pattern matters."""
     other = torch.zeros(*pattern.shape[:2], pattern.shape[2], 4)
-    return LayerRun(torch.zeros(len(pattern), pattern.shape[2], 4), other, other, other, pattern, allowed, pattern)
+    return LayerTrace(
+        torch.zeros(len(pattern), pattern.shape[2], 4), other, other, other, pattern, allowed, pattern, other
+    )
 
 
 def test_behaviour_of_heads_that_are_known() -> None:
@@ -266,11 +269,11 @@ def test_replacements_without_anything_to_fit(tmp_path: Path) -> None:
     live = live_of(random_model("bert"), tmp_path)
     moments = fitted(live)[0]
     for kind, key in (("copied", lambda run: run.query), ("uniform", lambda run: 0 * run.key)):
-        before = live.run(OTHERS).layers[0]
-        after = live.run(OTHERS, {(0, h): c for h, c in replaced(kind, moments, EYES).items()}).layers[0]
-        expected: Callable[[LayerRun], Tensor] = key
+        before = live.trace(OTHERS).layers[0]
+        after = live.trace(OTHERS, {(0, h): c for h, c in replaced(kind, moments, EYES).items()}).layers[0]
+        expected: Callable[[LayerTrace], Tensor] = key
         scores = before.query @ expected(before).mT * 8**-0.5
-        torch.testing.assert_close(after.pattern, scores.softmax(-1), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(after.weights, scores.softmax(-1), atol=1e-5, rtol=1e-4)
 
 
 @pytest.fixture
@@ -330,10 +333,10 @@ def test_the_measures_on_data_are_those_of_the_covariance(tmp_path: Path, text: 
     """A dense oracle: symmetry of Σ^½ M Σ^½, with the covariance Σ of the layer's inputs on the same pieces."""
     folder = with_words(random_model("bert"), tmp_path / "bert")
     found = examine(folder, text=text, pieces=8, forecast="all")
-    live = open_live(folder)
+    live = open_model(folder)
     ids = pieces(live, text.read_text(), 128, 8)[0::2]
     weights = live.checkpoint.read(1, dtype=torch.float64)
-    x = live.run(ids).layers[1].x.flatten(0, 1).double()
+    x = live.trace(ids).layers[1].x.flatten(0, 1).double()
     values, vectors = torch.linalg.eigh(x.T.cov(correction=0))
     root = vectors * values.clamp(min=0).sqrt() @ vectors.T
     for head in range(6):

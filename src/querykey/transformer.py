@@ -135,15 +135,6 @@ class Transformer(nn.Module):
         scores: Tensor = self.unembedding(self.norm(x))
         return scores
 
-    def first_attention(
-        self, inputs: Int[Tensor, "batch length features"]
-    ) -> Float[Tensor, "batch heads length length"]:
-        """The attention weights of the first layer."""
-        block = self.blocks[0]
-        assert isinstance(block, Block)
-        weights: Tensor = block.attention(block.attention_norm(self._embed(inputs)), return_weights=True)[1]
-        return weights
-
     def caches(self, padding: Int[Tensor, " batch"] | None = None) -> list[KVCache]:
         """An empty cache for each layer, for a batch whose rows begin with these numbers of padding positions."""
         return [KVCache(padding=padding) for _ in self.blocks]

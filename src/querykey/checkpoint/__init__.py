@@ -11,3 +11,4 @@ from querykey.checkpoint.probe import probe as probe
 from querykey.checkpoint.reading import Checkpoint as Checkpoint
 from querykey.checkpoint.reading import LayerWeights as LayerWeights
 from querykey.checkpoint.reading import open_checkpoint as open_checkpoint
+from querykey.checkpoint.rotation import rotate as rotate

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from querykey.checkpoint.emission import TOLERANCE
@@ -29,10 +29,13 @@ def turns(values: Float[Tensor, "probes heads tokens size"], rotary: Rotary) -> 
     return torch.allclose(rotate(values[:, :, 0], rotary, 1.0), values[:, :, 1], rtol=TOLERANCE, atol=TOLERANCE)
 
 
-def rotate(x: Float[Tensor, "*leading size"], rotary: Rotary, position: float) -> Float[Tensor, "*leading size"]:
-    """`x` as it is at `position`, in radians `rotary.frequency` per position."""
+def rotate(
+    x: Float[Tensor, "*leading size"], rotary: Rotary, positions: float | Shaped[Tensor, " length"]
+) -> Float[Tensor, "*leading size"]:
+    """`x` at one position, or (..., length, size) at `positions`; `rotary.frequency` is in radians per position."""
     i, j = rotary.pairs.T
-    cos, sin = (rotary.frequency * position).cos().to(x), (rotary.frequency * position).sin().to(x)
+    angle = torch.as_tensor(positions)[..., None] * rotary.frequency.double()
+    cos, sin = angle.cos().to(x), angle.sin().to(x)
     out = x.clone()
     out[..., i] = x[..., i] * cos - x[..., j] * sin
     out[..., j] = x[..., j] * cos + x[..., i] * sin

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from querykey.models.huggingface import LiveModel
+from querykey.models.huggingface import HuggingFaceModel
 
 LONGEST = 512  # tokens that are shown at most
 MOST_CHARACTERS = 100_000  # of a text that is taken at all
@@ -46,7 +46,7 @@ class Notation(Protocol):
 class Words:
     """The tokenizer of a model of transformers."""
 
-    live: LiveModel
+    live: HuggingFaceModel
 
     def encode(self, text: str) -> Encoded:
         """The tokens of its tokenizer, up to the longest that is shown."""

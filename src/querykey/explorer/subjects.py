@@ -7,24 +7,22 @@ its switch.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal
 
 import torch
-from jaxtyping import Int
 from torch import Tensor
 
-from querykey.checkpoint import HeadMap
 from querykey.explorer import builtin
 from querykey.explorer.notation import Bytes, Naming, Notation, Numbers, Words
 from querykey.explorer.sample import EXAMPLE, PYTHON, SAMPLE
-from querykey.models.huggingface import Run, open_live
-from querykey.models.intervention import Change
-from querykey.models.native import OwnModel
+from querykey.models.huggingface import open_model
+from querykey.models.native import NativeModel
 from querykey.models.replacements import Switch, fitted
+from querykey.models.trace import TracedModel
 from querykey.study.training import Trained, load
 from querykey.tasks import make_task, options_of
 
@@ -33,31 +31,12 @@ PRONOUNS = (3, 1)  # a head of MiniLM that looks for whom a pronoun stands for
 Kind = Literal["sentence", "language", "masked", "bytes", "naming", "numbers"]
 
 
-@runtime_checkable
-class Model(Protocol):
-    """What is looked into: `inspection.live.LiveModel` and `explorer.own.OwnModel`."""
-
-    layers: tuple[HeadMap, ...]
-    causal: bool
-
-    @property
-    def longest(self) -> int | None:
-        """Tokens that it can take at most."""
-        ...
-
-    def run(
-        self, ids: Int[Tensor, "batch length *features"], changes: Mapping[tuple[int, int], Change] | None = None
-    ) -> Run:
-        """The model on these tokens, with heads changed."""
-        ...
-
-
 @dataclass(frozen=True, eq=False)
 class Subject:
     """A model, how its texts are written, the switch of its heads, and what to show first."""
 
     kind: Kind
-    model: Model
+    model: TracedModel
     notation: Notation
     switch: Switch
     example: str
@@ -148,8 +127,8 @@ def _own_model(path: Path, progress: builtin.Progress) -> Subject:
 
 
 def _transformers(place: str | Path, revision: str | None, trust: bool) -> Subject:
-    live = open_live(place, revision, trust)
-    first = live.run(live.encode(SAMPLE, limit=512)[0])
+    live = open_model(place, revision, trust)
+    first = live.trace(live.encode(SAMPLE, limit=512)[0])
     kind: Kind = "sentence" if first.logits is None else "language" if live.causal else "masked"
     return Subject(kind, live, Words(live), fitted(live.layers, first.layers), EXAMPLE)
 
@@ -157,10 +136,10 @@ def _transformers(place: str | Path, revision: str | None, trust: bool) -> Subje
 def _own(path: Path) -> Subject:
     """A model that `compare` or this page has trained."""
     trained = load(path)
-    own = OwnModel(trained.model)
+    own = NativeModel(trained.model)
     notation, sample = _reading(trained)
     kind: Kind = "bytes" if isinstance(notation, Bytes) else "naming" if isinstance(notation, Naming) else "numbers"
-    switch = fitted(own.layers, own.run(sample).layers)
+    switch = fitted(own.layers, own.trace(sample).layers)
     design = str(trained.model.attentions[0].design)
     return Subject(kind, own, notation, switch, _example(notation, trained.example), design)
 

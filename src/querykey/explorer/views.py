@@ -21,8 +21,8 @@ from querykey.bilinear import argmax_cycles
 from querykey.explorer.notation import Encoded
 from querykey.explorer.rounding import SCORE_DIGITS, WEIGHT_DIGITS, rounded
 from querykey.explorer.subjects import Subject
-from querykey.models.huggingface import LayerRun, Run
 from querykey.models.replacements import SCOPES, Scope, Setting
+from querykey.models.trace import LayerTrace, Trace
 
 KEPT = 150_000_000  # numbers in the patterns of the runs that are kept, so that another head costs nothing
 THUMBNAIL = 48  # positions per side of a head at a glance; longer texts are pooled
@@ -43,7 +43,7 @@ class Viewer:
 
     def __init__(self, subject: Subject) -> None:
         self.subject = subject
-        self._runs: OrderedDict[Any, Run] = OrderedDict()
+        self._runs: OrderedDict[Any, Trace] = OrderedDict()
         self._lock = threading.RLock()
 
     def about(self) -> dict[str, Any]:
@@ -75,7 +75,7 @@ class Viewer:
         run = self.run(self.subject.notation.encode(self.subject.example), Focus())
 
         def telling(place: tuple[int, int]) -> float:
-            far = run.layers[place[0]].pattern[0, place[1]].clone()
+            far = run.layers[place[0]].weights[0, place[1]].clone()
             far = far.tril(-2) + far.triu(2)
             far[:, 0] = 0
             return float(far.amax(-1).mean())
@@ -113,14 +113,14 @@ class Viewer:
             found[scope] = self._difference(encoded, before, after)
         return found
 
-    def run(self, encoded: Encoded, focus: Focus) -> Run:
+    def run(self, encoded: Encoded, focus: Focus) -> Trace:
         """The model on a text in a setting."""
         heads = self._heads(focus)
         key = (tuple(encoded.ids.flatten().tolist()), focus.setting, () if focus.setting == "trained" else tuple(heads))
         with self._lock:
             if key not in self._runs:
-                changes = self.subject.switch.changes(focus.setting, heads)
-                self._runs[key] = self.subject.model.run(encoded.ids, changes)
+                changes = self.subject.switch.interventions(focus.setting, heads)
+                self._runs[key] = self.subject.model.trace(encoded.ids, changes)
                 while len(self._runs) > 2 and sum(map(_size, self._runs.values())) > KEPT:
                     self._runs.popitem(last=False)
             self._runs.move_to_end(key)
@@ -135,10 +135,10 @@ class Viewer:
         chosen = range(len(layers)) if focus.scope == "all" else [focus.layer]
         return [(layer, head) for layer in chosen for head in range(layers[layer].query.heads)]
 
-    def _head(self, layer: LayerRun, focus: Focus) -> dict[str, Any]:
+    def _head(self, layer: LayerTrace, focus: Focus) -> dict[str, Any]:
         """Everything of one head, from what it gets to what it gives."""
         q, k, v = (tensor[0, focus.head] for tensor in (layer.query, layer.key, layer.value))
-        scores, pattern = layer.scores[0, focus.head], layer.pattern[0, focus.head]
+        scores, pattern = layer.scores[0, focus.head], layer.weights[0, focus.head]
         factor, allowed = self._factor(q, k, scores, focus), _allowed(layer, focus.head)
         vectors = {"x": layer.x[0], "q": q, "k": k, "v": v, "z": pattern @ v}
         return {
@@ -162,7 +162,7 @@ class Viewer:
                 return {"kind": kind, "number": number}
         return {"kind": "other", "number": None}
 
-    def _difference(self, encoded: Encoded, before: Run, after: Run) -> dict[str, Any]:
+    def _difference(self, encoded: Encoded, before: Trace, after: Trace) -> dict[str, Any]:
         """Of two runs on one text: the cosine of the sentence vectors, or what became of the answers."""
         if before.logits is None or after.logits is None:
             one, other = (run.hidden[0].mean(0) for run in (before, after))
@@ -183,12 +183,12 @@ class Viewer:
         return [name if target >= 0 else None for name, target in zip(names, targets.tolist(), strict=True)]
 
 
-def glance(run: Run) -> dict[str, Any]:
+def glance(run: Trace) -> dict[str, Any]:
     """All heads: their patterns, small, and for each the measures that they can be sorted by."""
     found: dict[str, Any] = {"heads": [], "symmetry": [], "self": [], "longest": []}
     small = []
     for number, layer in enumerate(run.layers):
-        pattern = layer.pattern[0]
+        pattern = layer.weights[0]
         size = min(THUMBNAIL, pattern.shape[-1])
         small.append(F.adaptive_max_pool2d(pattern[None], size)[0])
         rings = argmax_cycles(pattern)
@@ -199,9 +199,9 @@ def glance(run: Run) -> dict[str, Any]:
     return found | {"patterns": rounded(torch.cat(small), 2)}
 
 
-def graph(layer: LayerRun, head: int) -> dict[str, Any]:
+def graph(layer: LayerTrace, head: int) -> dict[str, Any]:
     """Who attends most to whom: for each token whom, and the rings that all paths end in; the measures of the head."""
-    pattern, scores = layer.pattern[0, head], layer.scores[0, head]
+    pattern, scores = layer.weights[0, head], layer.scores[0, head]
     whom = pattern.argmax(-1).tolist()
     rings: list[list[int]] = []
     state = [0] * len(whom)  # the walk that first came by, counted from 1
@@ -235,11 +235,11 @@ def symmetry(scores: Float[Tensor, "heads length length"]) -> Float[Tensor, " he
     return torch.where(spread > 1e-12, product / spread.clamp(min=1e-12), 0.0)
 
 
-def _allowed(layer: LayerRun, head: int) -> Bool[Tensor, "length length"] | None:
+def _allowed(layer: LayerTrace, head: int) -> Bool[Tensor, "length length"] | None:
     """Who may attend to whom; None where every token may attend to every other."""
     if layer.allowed is None:
         return None
-    allowed: Tensor = layer.allowed[0].expand(layer.pattern.shape[1:])[head]
+    allowed: Tensor = layer.allowed[0].expand(layer.weights.shape[1:])[head]
     return None if bool(allowed.all()) else allowed
 
 
@@ -252,8 +252,8 @@ def _mask(allowed: Bool[Tensor, "length length"] | None) -> str:
     return "self" if bool((allowed != torch.eye(len(allowed), dtype=torch.bool)).all()) else "some"
 
 
-def _size(run: Run) -> int:
-    return sum(layer.pattern.numel() for layer in run.layers)
+def _size(run: Trace) -> int:
+    return sum(layer.weights.numel() for layer in run.layers)
 
 
 def _number(value: Tensor) -> float:

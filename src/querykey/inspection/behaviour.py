@@ -13,14 +13,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from querykey.bilinear import argmax_cycles
-from querykey.models.huggingface import LayerRun
+from querykey.models.trace import LayerTrace
 
 NEAR = {"self_mass": 0, "previous_mass": -1, "next_mass": 1}  # key position less query position
 CYCLES = ("cycle_1", "cycle_2", "cycle_longer")
 BEHAVIOUR = ("entropy", "first_mass", *NEAR, *CYCLES)
 
 
-def behaviour(run: LayerRun, two_way: bool) -> dict[str, Float[Tensor, " heads"]]:
+def behaviour(run: LayerTrace, two_way: bool) -> dict[str, Float[Tensor, " heads"]]:
     """Of every head, averaged over the positions of the batch:
 
     - `entropy`: of the attention weights, over that of equal ones: 0 looks at one position, 1 at all alike;
@@ -29,15 +29,15 @@ def behaviour(run: LayerRun, two_way: bool) -> dict[str, Float[Tensor, " heads"]
     - `cycle_1`, `cycle_2`, `cycle_longer`, of two-way models: share of positions from which "whom do I attend to most"
       leads into a cycle of that length. A tied head has 1, 0, 0, and symmetric scores have no longer ones.
     """
-    found = _masses(run.pattern, _allowed(run))
+    found = _masses(run.weights, _allowed(run))
     if two_way:
-        cycles = argmax_cycles(run.pattern)
+        cycles = argmax_cycles(run.weights)
         shares = [cycles == 1, cycles == 2, cycles > 2]
         found |= {name: share.double().mean((0, 2)) for name, share in zip(CYCLES, shares, strict=True)}
     return found
 
 
-def unseeing(run: LayerRun, two_way: bool, generator: torch.Generator) -> dict[str, float]:
+def unseeing(run: LayerTrace, two_way: bool, generator: torch.Generator) -> dict[str, float]:
     """The same of attention that does not look."""
     allowed = _allowed(run)[:1, :1]
     equal = allowed / allowed.sum(-1, keepdim=True)
@@ -56,16 +56,16 @@ def mean(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def _masses(
-    pattern: Float[Tensor, "batch heads length length"], allowed: Bool[Tensor, "batch heads length length"]
+    weights: Float[Tensor, "batch heads length length"], allowed: Bool[Tensor, "batch heads length length"]
 ) -> dict[str, Float[Tensor, " heads"]]:
     seen = allowed.sum(-1)
     some = seen > 1  # a position that sees one other has no choice
-    entropy = torch.special.entr(pattern.double()).sum(-1) / seen.clamp(min=2).log()
-    found = {"entropy": _average(entropy, some), "first_mass": pattern[..., 1:, 0].double().mean((0, 2))}
+    entropy = torch.special.entr(weights.double()).sum(-1) / seen.clamp(min=2).log()
+    found = {"entropy": _average(entropy, some), "first_mass": weights[..., 1:, 0].double().mean((0, 2))}
     for name, step in NEAR.items():
         reached = allowed.diagonal(step, -2, -1)
         if reached.any():
-            found[name] = _average(pattern.diagonal(step, -2, -1).double(), reached)
+            found[name] = _average(weights.diagonal(step, -2, -1).double(), reached)
     return found
 
 
@@ -74,6 +74,6 @@ def _average(values: Float[Tensor, "batch heads n"], chosen: Bool[Tensor, "#batc
     return (values * chosen).sum((0, 2)) / chosen.sum((0, 2))
 
 
-def _allowed(run: LayerRun) -> Bool[Tensor, "batch heads length length"]:
-    everywhere = torch.ones((), dtype=torch.bool, device=run.pattern.device)
-    return (everywhere if run.allowed is None else run.allowed).expand_as(run.pattern)
+def _allowed(run: LayerTrace) -> Bool[Tensor, "batch heads length length"]:
+    everywhere = torch.ones((), dtype=torch.bool, device=run.weights.device)
+    return (everywhere if run.allowed is None else run.allowed).expand_as(run.weights)

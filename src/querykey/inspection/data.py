@@ -20,9 +20,10 @@ from querykey.inspection.forecast import BATCH, REPLACEMENTS, Yardstick, forecas
 from querykey.inspection.measures import with_null
 from querykey.inspection.text import pieces
 from querykey.machine import one_thread
-from querykey.models.huggingface import LiveModel, Run
+from querykey.models.huggingface import HuggingFaceModel
 from querykey.models.moments import Moments
 from querykey.models.rotation import rotary_form
+from querykey.models.trace import LayerTrace
 
 ON_DATA = ("symmetry", "tied_share", "signed_share", "effective_rank", "distance")
 ROTARY_ON_DATA = ("symmetry", "tied_share")
@@ -47,18 +48,20 @@ class Data:
 
 
 @one_thread()
-def on_text(live: LiveModel, text: str, *, length: int, count: int, per: Per, window: int | None, watch: Watch) -> Data:
+def on_text(
+    model: HuggingFaceModel, text: str, *, length: int, count: int, per: Per, window: int | None, watch: Watch
+) -> Data:
     """Runs the model on `count` pieces of `length` tokens; see `Data`."""
-    ids = pieces(live, text, length, count)
+    ids = pieces(model, text, length, count)
     fit, measure = ids[0::2], ids[1::2]
-    moments, seen = _gathered(live, fit, watch)
+    moments, seen = _gathered(model, fit, watch)
     foldable = {number: one for number, one in moments.items() if one.layer.positions != "other"}
     frames = []
     for done, (number, columns) in enumerate(seen.items(), start=1):
         metric = _in_own_metric(foldable[number], window) if number in foldable else {}
         frames.append(pd.DataFrame({"layer": number, "head": range(len(moments[number].mean)), **metric, **columns}))
         watch("measures on the text", done, len(seen))
-    yardstick = Yardstick(live, measure)
+    yardstick = Yardstick(model, measure)
     effects = forecast(yardstick, foldable, per=per, watch=lambda done, total: watch("heads replaced", done, total))
     heads = pd.concat(frames, ignore_index=True)
     for scope in ("layer", "head"):
@@ -67,23 +70,24 @@ def on_text(live: LiveModel, text: str, *, length: int, count: int, per: Per, wi
 
 
 def _gathered(
-    live: LiveModel, ids: Int[Tensor, "pieces length"], watch: Watch
+    model: HuggingFaceModel, ids: Int[Tensor, "pieces length"], watch: Watch
 ) -> tuple[dict[int, Moments], dict[int, dict[str, Any]]]:
     """Moments and behaviour of every layer, by its number in the checkpoint."""
-    names = {layer.name: number for number, layer in enumerate(live.checkpoint.layers)}
-    numbers = [names[layer.name] for layer in live.layers]
-    moments = {names[layer.name]: Moments(layer) for layer in live.layers}
+    names = {layer.name: number for number, layer in enumerate(model.checkpoint.layers)}
+    numbers = [names[layer.name] for layer in model.layers]
+    moments = {names[layer.name]: Moments(layer) for layer in model.layers}
     seen: dict[int, list[dict[str, Tensor]]] = {number: [] for number in moments}
-    batches, run = ids.split(BATCH), Run(torch.empty(0, 0, 0), None, ())
+    batches = ids.split(BATCH)
+    layers: tuple[LayerTrace, ...] = ()
     for done, batch in enumerate(batches, start=1):
-        run = live.run(batch)
-        for number, layer in zip(numbers, run.layers, strict=True):
+        layers = model.trace(batch).layers
+        for number, layer in zip(numbers, layers, strict=True):
             moments[number].add(layer)
-            seen[number].append(behaviour(layer, not live.causal))
+            seen[number].append(behaviour(layer, not model.causal))
         watch("pieces of text read", done, len(batches))
     columns: dict[int, dict[str, Any]] = {}
-    for number, layer in zip(numbers, run.layers, strict=True):
-        nulls = unseeing(layer, not live.causal, torch.Generator().manual_seed(0))
+    for number, layer in zip(numbers, layers, strict=True):
+        nulls = unseeing(layer, not model.causal, torch.Generator().manual_seed(0))
         values = mean(seen[number])
         columns[number] = {}
         for name in BEHAVIOUR:

@@ -42,8 +42,8 @@ from querykey.bilinear import (
     shared_bias,
 )
 from querykey.machine import one_thread
-from querykey.models.huggingface import LiveModel
-from querykey.models.intervention import Change, HeadInput
+from querykey.models.huggingface import HuggingFaceModel
+from querykey.models.intervention import HeadInput, Intervention, Interventions
 from querykey.models.moments import KeyValue, Moments
 from querykey.models.rotation import paired_order, rotary_form
 
@@ -68,18 +68,18 @@ class Effect(NamedTuple):
 class Yardstick:
     """The output of a model as it is, on some pieces of text."""
 
-    def __init__(self, live: LiveModel, ids: Int[Tensor, "pieces length"]) -> None:
-        self.live, self.ids = live, ids
-        self._hidden = [live.run(batch).hidden for batch in ids.split(BATCH)]
+    def __init__(self, model: HuggingFaceModel, ids: Int[Tensor, "pieces length"]) -> None:
+        self.model, self.ids = model, ids
+        self._hidden = [model.trace(batch).hidden for batch in ids.split(BATCH)]
 
-    def effect(self, changes: Mapping[tuple[int, int], Change]) -> Effect:
+    def effect(self, changes: Interventions) -> Effect:
         """What changes if these heads, (layer in the order of running, head), do."""
         cosines, pooled, losses = [], [], []
         for batch, before in zip(self.ids.split(BATCH), self._hidden, strict=True):
-            run = self.live.run(batch, changes)
+            run = self.model.trace(batch, changes)
             cosines.append(F.cosine_similarity(run.hidden, before, dim=-1).flatten())
             pooled.append(F.cosine_similarity(run.hidden.mean(1), before.mean(1), dim=-1))
-            if self.live.causal and run.logits is not None:
+            if self.model.causal and run.logits is not None:
                 losses.append(
                     F.cross_entropy(run.logits[:, :-1].flatten(0, 1), batch[:, 1:].flatten(), reduction="none")
                 )
@@ -101,16 +101,16 @@ def forecast(
     ``layer``, ``head`` (−1 where it is not one), ``replacement`` and those of `Effect`; the first row is the model as
     it is, and the only one where nothing has been fitted.
     """
-    live = yardstick.live
-    names = {layer.name: number for number, layer in enumerate(live.checkpoint.layers)}
-    ran = [names[layer.name] for layer in live.layers]
+    model = yardstick.model
+    names = {layer.name: number for number, layer in enumerate(model.checkpoint.layers)}
+    ran = [names[layer.name] for layer in model.layers]
     kinds = (*REPLACEMENTS, *COMPARISONS)
-    output = {number: _output(live, number) for number in fitted}
+    output = {number: _output(model, number) for number in fitted}
     changes = {kind: {n: replaced(kind, moments, output[n]) for n, moments in fitted.items()} for kind in kinds}
     todo = list(_todo(fitted, per)) if fitted else []
     rows = [{"scope": "none", "layer": -1, "head": -1, "replacement": "", **yardstick.effect({})._asdict()}]
     for done, (scope, layer, head, kind) in enumerate(todo, start=1):
-        chosen = {
+        chosen: Interventions = {
             (place, h): change
             for place, number in enumerate(ran)
             if number in fitted and layer in (-1, number)
@@ -124,10 +124,12 @@ def forecast(
 
 
 @one_thread()
-def replaced(kind: Replacement, moments: Moments, output_gram: Float[Tensor, "heads v v"]) -> dict[int, Change]:
+def replaced(kind: Replacement, moments: Moments, output_gram: Float[Tensor, "heads v v"]) -> dict[int, Intervention]:
     """The change of every head of a layer to the closest one of that kind."""
     if kind == "uniform":
-        return {head: Change(query=lambda given: torch.zeros_like(given.query)) for head in range(len(moments.mean))}
+        return {
+            head: Intervention(query=lambda given: torch.zeros_like(given.query)) for head in range(len(moments.mean))
+        }
     if kind == "key_value":
         return _key_value(moments, output_gram)
     rotates = moments.layer.rotary is not None
@@ -171,17 +173,17 @@ def _rotary(kind: Replacement, moments: Moments) -> tuple[SharedHead, Float[Tens
     return unpaired, torch.zeros_like(moments.mean[:, : moments.head_dim])
 
 
-def _change(shared: SharedHead, bias: Float[Tensor, " qk_dim"]) -> Change:
+def _change(shared: SharedHead, bias: Float[Tensor, " qk_dim"]) -> Intervention:
     """Keys `k̂ = q F_q + k F_k + bias`, queries `k̂ C`."""
 
     def key(given: HeadInput) -> Tensor:
         q, k = given.query, given.key
         return q @ shared.from_query.to(q) + k @ shared.from_key.to(k) + bias.to(k)
 
-    return Change(query=lambda given: key(given) @ shared.core.to(given.query), key=key)
+    return Intervention(query=lambda given: key(given) @ shared.core.to(given.query), key=key)
 
 
-def _core_on_keys(moments: Moments) -> dict[int, Change]:
+def _core_on_keys(moments: Moments) -> dict[int, Intervention]:
     """`q ≈ k C + b` by least squares: the best core given W_K, at every distance, with a bias of its own."""
     cores = core_on_keys(moments.form()).core
     n = moments.head_dim
@@ -189,13 +191,13 @@ def _core_on_keys(moments: Moments) -> dict[int, Change]:
     return {head: _from_keys(cores[head], biases[head]) for head in range(len(cores))}
 
 
-def _from_keys(core: Tensor, bias: Tensor) -> Change:
-    return Change(query=lambda given: given.key @ core.to(given.key) + bias.to(given.key))
+def _from_keys(core: Tensor, bias: Tensor) -> Intervention:
+    return Intervention(query=lambda given: given.key @ core.to(given.key) + bias.to(given.key))
 
 
-def _key_value(moments: Moments, output_gram: Float[Tensor, "heads v v"]) -> dict[int, Change]:
+def _key_value(moments: Moments, output_gram: Float[Tensor, "heads v v"]) -> dict[int, Intervention]:
     """Keys and values from one tensor u; a key head and all query heads that read it share one u."""
-    found: dict[int, Change] = {}
+    found: dict[int, Intervention] = {}
     key_head = moments.layer.key_head
     for group in range(max(key_head) + 1):
         mine = [head for head, own in enumerate(key_head) if own == group]
@@ -205,7 +207,7 @@ def _key_value(moments: Moments, output_gram: Float[Tensor, "heads v v"]) -> dic
     return found
 
 
-def _from_one(shared: SharedKeyValue, moments: KeyValue) -> Change:
+def _from_one(shared: SharedKeyValue, moments: KeyValue) -> Intervention:
     """`u = (k − k̄) F_k + (v − v̄) F_v`, read as the key `u Sᵀ + k̄` and the value `u T + v̄`."""
 
     def u(given: HeadInput) -> Tensor:
@@ -220,12 +222,12 @@ def _from_one(shared: SharedKeyValue, moments: KeyValue) -> Change:
     def key(given: HeadInput) -> Tensor:
         return u(given) @ shared.query_map.mT.to(given.key) + moments.mean_key.to(given.key)
 
-    return Change(key=key, value=value)
+    return Intervention(key=key, value=value)
 
 
-def _output(live: LiveModel, number: int) -> Float[Tensor, "heads v v"]:
+def _output(model: HuggingFaceModel, number: int) -> Float[Tensor, "heads v v"]:
     """`W_O W_Oᵀ` of every head; the identity where the output weights cannot be followed."""
-    weights = live.checkpoint.read(number, values=True)
+    weights = model.checkpoint.read(number, values=True)
     layer = weights.map
     size = layer.value.size if layer.value else layer.query.size
     if weights.W_O is None:

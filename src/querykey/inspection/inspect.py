@@ -20,7 +20,7 @@ from querykey.checkpoint import Checkpoint, open_checkpoint
 from querykey.inspection.data import Data, on_text
 from querykey.inspection.measures import Nulls, Spectrum, measure_layer
 from querykey.inspection.text import read_text
-from querykey.models.huggingface import open_live
+from querykey.models.huggingface import open_model
 
 LENGTH, PIECES = 128, 32  # tokens in a piece of text, and pieces of it
 
@@ -131,9 +131,9 @@ def examine(
     heads = pd.concat(frames, ignore_index=True)
     data = None
     if words is not None:
-        live = open_live(path, revision, trust_remote_code)
+        model = open_model(checkpoint, trust_remote_code=trust_remote_code)
         data = on_text(
-            live,
+            model,
             words,
             length=LENGTH,
             count=pieces,

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from querykey.models.huggingface import LiveModel
+from querykey.models.huggingface import HuggingFaceModel
 
 ROOM = 8  # characters for each token: enough that a piece is nearly always as long as asked for
 
@@ -30,15 +30,15 @@ def read_text(path: str | Path) -> str:
     return text
 
 
-def pieces(live: LiveModel, text: str, length: int, count: int) -> Int[Tensor, "pieces length"]:
+def pieces(model: HuggingFaceModel, text: str, length: int, count: int) -> Int[Tensor, "pieces length"]:
     """`count` pieces from all over the text as tokens, or as many as there are; each begins a text of its own.
 
     Raises ValueError for a text too short for two pieces: one to fit on, and one to measure on.
     """
-    length = min(length, live.longest or length)
+    length = min(length, model.longest or length)
     starts = range(0, max(len(text) - ROOM * length // 2, 1), ROOM * length)
     every = max(1, len(starts) // count)
-    found = [live.encode(text[at : at + ROOM * length], length)[0] for at in starts[::every][:count]]
+    found = [model.encode(text[at : at + ROOM * length], length)[0] for at in starts[::every][:count]]
     whole = [ids for ids in found if ids.shape[1] == length]
     if len(whole) < 2:
         raise ValueError(

@@ -1,85 +1,56 @@
-"""A trained model that runs on text with its attention open: everything can be seen, and any head changed.
+"""Traces of a trained transformers model on text, and interventions in it.
 
-live = open_live("a/folder or repository")
-ids, tokens = live.encode("The cat sat on the mat.")
-run = live.run(ids)                       # run.layers[2].pattern[0, 5]: head 5 of layer 2
-tied = live.run(ids, {(2, 5): Change(key=lambda head: head.query)})
+model = open_model("a/folder or repository")
+ids, tokens = model.encode("The cat sat on the mat.")
+trace = model.trace(ids)                    # trace.layers[2].weights[0, 5]: head 5 of layer 2
+tied = model.trace(ids, {(2, 5): Intervention(key=lambda given: given.query)})
 
-The model computes everything itself, but for the attention function in the middle of each layer:
-
-    x → q, k, v (weights, norms, rotation: the model's) → scaling · q kᵀ → mask (the model's) → softmax → times v
-
-A `Change` acts on queries, keys and values before the rotation by positions, which is undone for it and done again.
-Opening runs a few tokens both ways, and refuses a model that does not come out as with its own attention.
+The model computes everything itself except the attention function of each layer, which is `trace.attend`. Opening runs
+a few tokens with it and with the model's own attention, and refuses a model where the two differ.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Int
 from torch import Tensor, nn
 
-from querykey.checkpoint import Checkpoint, CheckpointError, HeadMap, LayerWeights, open_checkpoint
+from querykey.attention import reference
+from querykey.checkpoint import Checkpoint, CheckpointError, HeadMap, open_checkpoint
 from querykey.extras import load
-from querykey.models import intervention as changing
-from querykey.models.intervention import Change, Map
+from querykey.models import intervention
+from querykey.models.intervention import Interventions
+from querykey.models.trace import Formula, LayerTrace, Trace, attend
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-NAME = "querykey_live"
+NAME = "querykey_trace"
 LOCK = threading.RLock()  # transformers has one table of attention functions
 BY_ITSELF = "it computes its attention by itself, and not by transformers' attention functions"
 
-Role = Literal["query", "key", "value"]
 
-
-@dataclass(frozen=True, eq=False)
-class LayerRun:
-    """One attention layer of one run, with keys and values as each query head gets them.
-
-    `scores` are before the mask, `allowed` is None where every position may attend to every other, and `pattern` is
-    what multiplies the values; its rows sum to 1, or to less where a model has attention sinks beside the tokens.
-    """
-
-    x: Float[Tensor, "batch length dim"]
-    query: Float[Tensor, "batch heads length qk_dim"]
-    key: Float[Tensor, "batch heads length qk_dim"]
-    value: Float[Tensor, "batch heads length v_dim"]
-    scores: Float[Tensor, "batch heads length length"]
-    allowed: Bool[Tensor, "#batch #heads length length"] | None
-    pattern: Float[Tensor, "batch heads length length"]
-
-
-@dataclass(frozen=True, eq=False)
-class Run:
-    """What a model made of some tokens: `hidden` after its last layer, `logits` of a language model, every layer."""
-
-    hidden: Float[Tensor, "batch length dim"]
-    logits: Float[Tensor, "batch length vocabulary"] | None
-    layers: tuple[LayerRun, ...]
-
-
-def open_live(
-    path_or_id: str | Path,
+def open_model(
+    checkpoint: Checkpoint | str | Path,
     revision: str | None = None,
     trust_remote_code: bool = False,
     dtype: torch.dtype = torch.float32,
-) -> LiveModel:
-    """Loads a folder or a repository on the Hub, all of it, to run on text.
+) -> HuggingFaceModel:
+    """Load the whole model of an open checkpoint, of a folder or of a repository on the Hub, to run it on text.
 
     Of a model with encoder and decoder, the encoder. Raises CheckpointError, a ValueError, as `open_checkpoint` does,
-    and where the model computes its attention in a way that cannot be opened.
+    and where the model computes its attention in a way that cannot be traced.
     """
-    checkpoint = open_checkpoint(path_or_id, revision, trust_remote_code)
+    if not isinstance(checkpoint, Checkpoint):
+        checkpoint = open_checkpoint(checkpoint, revision, trust_remote_code)
     with LOCK, _quietly(), _attention(lambda *_, **__: None):
         try:
             model = _auto_class(checkpoint).from_pretrained(
@@ -90,43 +61,43 @@ def open_live(
                 attn_implementation=NAME,
                 experts_implementation="eager",
             )
-            return LiveModel(checkpoint, model.eval().requires_grad_(False), trust_remote_code)
+            return HuggingFaceModel(checkpoint, model.eval().requires_grad_(False), trust_remote_code)
         except CheckpointError:
             raise
         except Exception as error:  # the library raises what it likes
             why = f"loading or running it fails ({type(error).__name__}: {' '.join(str(error).split())})"
             unknown = isinstance(error, KeyError) and error.args == (NAME,)  # models with a table of their own
-            raise CheckpointError(_closed(checkpoint, BY_ITSELF if unknown else why)) from error
+            raise CheckpointError(_untraceable(checkpoint, BY_ITSELF if unknown else why)) from error
 
 
 @dataclass(eq=False)
 class _Pass:
-    """One pass through the model: what is to be changed, and what has been seen."""
+    """One forward pass: its interventions, and what has been recorded."""
 
-    changes: Mapping[tuple[int, int], Change]
+    interventions: Interventions
     x: Tensor | None = None  # the input of the attention module that runs
+    hidden: Tensor | None = None
     names: list[str] = field(default_factory=list)
-    layers: list[LayerRun] = field(default_factory=list)
+    layers: list[LayerTrace] = field(default_factory=list)
 
 
-class LiveModel:
-    """A model with its attention open; `layers` in the order in which they run, shared ones as often as they do.
-
-    `causal` says that a token changes nothing for those before it.
-    """
+class HuggingFaceModel:
+    """A transformers model as a `TracedModel`; layers that share weights stand in `layers` as often as they run."""
 
     def __init__(self, checkpoint: Checkpoint, model: PreTrainedModel, trust_remote_code: bool = False) -> None:
         self.checkpoint, self.model = checkpoint, model
         self._trust = trust_remote_code
         self._base = getattr(model, model.base_model_prefix, model)
         two_halves = bool(model.config.is_encoder_decoder)
-        self._body = self._base.get_encoder() if two_halves else model
+        self._stack = self._base.get_encoder() if two_halves else self._base
+        self._whole = self._stack if two_halves else model
         self._options = {} if two_halves else {"use_cache": False}
         self._numbers = {layer.name: number for number, layer in enumerate(checkpoint.layers)}
         self._names = {module: name for name, module in self._base.named_modules() if name in self._numbers}
         self._now = _Pass({})
         for module in self._names:
-            module.register_forward_pre_hook(self._see, with_kwargs=True)
+            module.register_forward_pre_hook(self._keep_input, with_kwargs=True)
+        self._stack.register_forward_hook(self._keep_hidden)
         self.layers, self.causal = self._compared()
 
     @property
@@ -167,63 +138,38 @@ class LiveModel:
             raise CheckpointError(f"'{place}' has no tokenizer that can be used: it brings no vocabulary")
         return tokenizer
 
-    def weights(self, layer: int) -> LayerWeights:
-        """The weights of `layers[layer]`, with those of values and outputs."""
-        return self.checkpoint.read(self._numbers[self.layers[layer].name], values=True)
-
-    def by_weights(
-        self,
-        layer: int,
-        head: int,
-        role: Role,
-        W: Float[Tensor, "dim size"],
-        b: Float[Tensor, " size"] | None = None,
-    ) -> Map:
-        """x W + b as the queries, keys or values of that head, for a `Change`; see `change.by_weights`."""
-        layer_map = self.layers[layer]
-        projection = getattr(layer_map, role)
-        if projection is None:
-            raise CheckpointError(f"the {role} of {layer_map.name} could not be followed, so it has no weights")
-        return changing.by_weights(projection, W, b, self._gain(layer_map, head, role))
-
-    def run(
+    def trace(
         self,
         ids: Int[Tensor, "batch length"],
-        changes: Mapping[tuple[int, int], Change] | None = None,
+        interventions: Interventions | None = None,
         attention_mask: Int[Tensor, "batch length"] | None = None,
-    ) -> Run:
-        """The model on these tokens, with heads (layer, head) changed.
+    ) -> Trace:
+        """The forward pass on these tokens, with interventions; see `TracedModel`.
 
-        `attention_mask` is 0 where a text has been padded, at its end. Raises ValueError for a head that there is not,
-        and CheckpointError for a change of queries or keys whose positions cannot be undone.
+        `attention_mask` is 0 where a text has been padded, at its end.
         """
-        for layer, head in changes or {}:
-            if not (0 <= layer < len(self.layers) and 0 <= head < self.layers[layer].query.heads):
-                heads = " or ".join(map(str, sorted({layer.query.heads for layer in self.layers})))
-                raise ValueError(
-                    f"there is no head {head} in layer {layer}: there are {len(self.layers)} layers of {heads} heads, "
-                    "counted from 0"
-                )
+        intervention.check(interventions, self.layers)
         with LOCK, _attention(self._attend):
-            self._now = _Pass(changes or {})
+            now = self._now = _Pass(interventions or {})
             hidden, logits = self._forward(ids, attention_mask)
-            return Run(hidden, logits, tuple(self._now.layers))
+            self._now = _Pass({})  # so that nothing keeps the trace but its user
+            return Trace(hidden, logits, tuple(now.layers))
 
     # While the model runs
 
     def _forward(self, ids: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         mask = torch.ones_like(ids) if mask is None else mask
         with torch.no_grad():
-            out = self._body(
-                input_ids=ids, attention_mask=mask, output_hidden_states=True, return_dict=True, **self._options
-            )
-        hidden = out["last_hidden_state"] if "last_hidden_state" in out else out["hidden_states"][-1]
-        return hidden, out.get("logits")
+            out = self._whole(input_ids=ids, attention_mask=mask, return_dict=True, **self._options)
+        assert self._now.hidden is not None
+        return self._now.hidden, out.get("logits")
 
-    def _see(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Keeps the input of an attention module."""
+    def _keep_input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = (*args, kwargs.get("hidden_states"), *kwargs.values())
         self._now.x = next(x for x in given if isinstance(x, Tensor))
+
+    def _keep_hidden(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self._now.hidden = output[0]
 
     def _attend(
         self,
@@ -238,36 +184,29 @@ class LiveModel:
         position_bias: Tensor | None = None,
         **_: Any,
     ) -> tuple[Tensor, Tensor]:
-        """The attention function: as the model's own, and with the changes."""
+        """The attention function that the model calls."""
         now, name = self._now, self._names.get(module)
-        changes = {head: change for (layer, head), change in now.changes.items() if layer == len(now.layers)}
-        group = query.shape[1] // key.shape[1]
-        key, value = (x.repeat_interleave(group, 1) if group > 1 else x for x in (key, value))
-        if name is None or now.x is None:
-            changes = {}
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        mask = attention_mask  # transformers closes a pair by the least number there is
+        if mask is not None:
+            mask = mask.masked_fill(mask <= torch.finfo(mask.dtype).min / 2, -torch.inf)
+        formula = Formula(lambda q, k: scale * (q @ k.mT), mask, softcap, position_bias, s_aux)
+        qkv = query, reference.repeat_heads(key, query), reference.repeat_heads(value, query)
+        if name is None or now.x is None:  # not one of the layers that are traced, such as cross-attention
+            found = attend(None, query[:, 0], qkv, formula, {})
         else:
-            layer = self.checkpoint.layers[self._numbers[name]]
-            query, key, value = changing.apply(changes, layer, now.x, (query, key, value))
-        scores = query @ key.mT * (query.shape[-1] ** -0.5 if scaling is None else scaling)
-        for head, change in changes.items():
-            if change.cosine is not None:
-                scores[:, head] = changing.cosine(query[:, head], key[:, head], change.cosine)
-        scores = scores if softcap is None else (scores / softcap).tanh() * softcap
-        scores = scores if position_bias is None else scores + position_bias
-        mask = changing.self_masked(attention_mask, scores, [h for h, change in changes.items() if change.self_mask])
-        pattern = _softmax(scores, mask, s_aux)
-        if name is not None and now.x is not None:
-            allowed = None if mask is None else mask > torch.finfo(mask.dtype).min / 2
-            now.layers.append(LayerRun(now.x, query, key, value, scores, allowed, pattern))
+            chosen = intervention.of_layer(now.interventions, len(now.layers))
+            found = attend(self.checkpoint.layers[self._numbers[name]], now.x, qkv, formula, chosen)
+            now.layers.append(found)
             now.names.append(name)
-        return (pattern @ value).transpose(1, 2).contiguous(), pattern
+        return found.output.transpose(1, 2).contiguous(), found.weights
 
     # Opening
 
     def _compared(self) -> tuple[tuple[HeadMap, ...], bool]:
-        """The layers in the order in which they run, and whether the model is causal.
+        """The layers in the order of running, and whether the model is causal.
 
-        Raises CheckpointError if the model does not come out as with its own attention.
+        Raises CheckpointError if the output differs from that with the model's own attention.
         """
         size = int(self.model.config.get_text_config().vocab_size)
         ids = torch.arange(5, 12)[None] % size
@@ -279,23 +218,9 @@ class LiveModel:
             own, _ = self._forward(ids)
             self.model.set_attn_implementation(NAME)
         if not names or not torch.allclose(hidden, own, rtol=1e-3, atol=1e-3 * float(own.std())):
-            raise CheckpointError(_closed(self.checkpoint, BY_ITSELF))
+            raise CheckpointError(_untraceable(self.checkpoint, BY_ITSELF))
         causal = torch.allclose(later[:, :-1], hidden[:, :-1], rtol=0, atol=1e-5 * float(hidden.std()))
         return tuple(self.checkpoint.layers[self._numbers[name]] for name in names), causal
-
-    def _gain(self, layer: HeadMap, head: int, role: Role) -> Tensor | None:
-        """What the normalisation of a role multiplies the channels of a head with; None where there is none."""
-        projection = getattr(layer, role)
-        part = projection.parts[0]
-        if part.norm is None or part.norm.size != projection.size:
-            return None
-        if part.norm.weight is None or part.gain is None:
-            return torch.full((projection.size,), part.norm.offset)
-        place = head if role == "query" else layer.key_head[head]
-        mine = part.gain[part.at // projection.size == place]
-        weight = self._base.get_parameter(part.norm.weight).flatten()[mine]
-        gain: Tensor = part.norm.offset + part.norm.slope * weight
-        return gain
 
     def _spelled(self, token: str) -> str:
         if token in self.tokenizer.all_special_tokens or token.startswith("##"):
@@ -304,17 +229,9 @@ class LiveModel:
         return text if text and "\ufffd" not in text else token
 
 
-def _softmax(scores: Tensor, mask: Tensor | None, sinks: Tensor | None) -> Tensor:
-    """Over the keys, with an additive mask, and beside the scores of sinks, which are no tokens but take their part."""
-    masked = scores if mask is None else scores + mask
-    if sinks is None:
-        return masked.softmax(-1)
-    return torch.cat([masked, sinks.view(1, -1, 1, 1).expand(*scores.shape[:3], 1)], -1).softmax(-1)[..., :-1]
-
-
-def _closed(checkpoint: Checkpoint, why: str) -> str:
+def _untraceable(checkpoint: Checkpoint, why: str) -> str:
     kind = checkpoint.config.model_type
-    return f"'{checkpoint.place}', a model of type '{kind}', cannot be run with its attention open: {why}"
+    return f"'{checkpoint.place}', a model of type '{kind}', cannot be traced: {why}"
 
 
 def _auto_class(checkpoint: Checkpoint) -> Any:

@@ -1,7 +1,7 @@
-"""What can be different about one head of a running model: its queries, keys, values, its mask, its similarity.
+"""An intervention: what is changed in one head, or in all heads of one layer, while a model runs.
 
-Change(key=lambda head: head.query)         W_K := W_Q
-Change(self_mask=True)                      no position attends to itself
+{(2, 5): Intervention(key=lambda given: given.query)}     head 5 of layer 2: W_K := W_Q
+{(2, None): Intervention(self_mask=True)}                 every head of layer 2: no position attends to itself
 """
 
 from __future__ import annotations
@@ -15,116 +15,127 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from querykey.checkpoint import CheckpointError, HeadMap, Projection
-from querykey.models.rotation import rotate_pairs
+from querykey.attention import masks
+from querykey.checkpoint import CheckpointError, HeadMap
+from querykey.models.rotation import rotated
 
 
 class HeadInput(NamedTuple):
-    """What one head gets: the layer's input, and its queries, keys and values as they are before the rotation."""
+    """What an intervention gets: the layer's input, and queries, keys and values before the rotation by positions.
 
-    x: Float[Tensor, "batch length dim"]
-    query: Float[Tensor, "batch length qk_dim"]
-    key: Float[Tensor, "batch length qk_dim"]
-    value: Float[Tensor, "batch length v_dim"]
+    For one head the shapes are (batch, length, size), for a whole layer (batch, heads, length, size) with keys and
+    values repeated for each query head, and `x` is (batch, 1, length, dim).
+    """
+
+    x: Float[Tensor, "batch *one length dim"]
+    query: Float[Tensor, "batch *heads length qk_dim"]
+    key: Float[Tensor, "batch *heads length qk_dim"]
+    value: Float[Tensor, "batch *heads length v_dim"]
 
 
 Map = Callable[[HeadInput], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
-class Change:
-    """What is different about one head.
+class Intervention:
+    """What is changed.
 
-    - `query`, `key`, `value`: what to use instead, (batch, length, size) each; queries and keys before the rotation by
-      positions, values as they meet the pattern (DeepSeek-V4 rotates them). Those of grouped heads change for this
-      query head alone.
-    - `self_mask`: a position may not attend to itself unless it is the only one left.
-    - `cosine`: scores are this number times the cosine of query and key.
+    - `query`, `key`, `value`: functions that return the tensor to use instead, of the same shape; queries and keys
+      before the rotation by positions. Grouped keys and values change for the chosen query heads only.
+    - `self_mask`: a position may not attend to itself unless nothing else is allowed.
+    - `cosine`: scores are this factor times the cosine of query and key; one factor, or one per head of the layer.
     """
 
     query: Map | None = None
     key: Map | None = None
     value: Map | None = None
     self_mask: bool = False
-    cosine: float | None = None
+    cosine: float | Float[Tensor, " heads"] | None = None
 
 
-def by_weights(
-    projection: Projection,
-    W: Float[Tensor, "dim size"],
-    b: Float[Tensor, " size"] | None = None,
-    gain: Float[Tensor, " size"] | None = None,
-) -> Map:
-    """x W + b in place of what `projection` gives a head.
-
-    Where that is normalised per head, W is meant as `LayerWeights` has it, with the `gain` (`LiveModel.gain`) and the
-    centring folded in, and is divided by the rms of its own result. Raises CheckpointError where a normalisation runs
-    over other heads too, or stands between two weights.
-    """
-    if not projection.norms:
-        return lambda head: head.x @ W + (0 if b is None else b)
-    (norm, *others), part = projection.norms, projection.parts[0]
-    if others or part.norm is None or norm.size != projection.size or (norm.bias and part.bias) or gain is None:
-        raise CheckpointError(
-            "this layer normalises over more than one head, or between two weights, so that weights alone do not say "
-            "what a head gets; give a function of the head's own queries and keys instead"
-        )
-    before, after = (0, b) if norm.bias and b is not None else (0 if b is None else b, 0)
-
-    def normalised(head: HeadInput) -> Tensor:
-        u = head.x @ W + before
-        return u / (u / gain).square().mean(-1, keepdim=True).sqrt() + after
-
-    return normalised
+Interventions = Mapping[tuple[int, int | None], Intervention]
+"""Interventions by (layer in the order of running, head); the head is None for all heads of the layer."""
 
 
-def apply(
-    changes: Mapping[int, Change],
+def of_layer(interventions: Interventions | None, layer: int) -> dict[int | None, Intervention]:
+    """The interventions in one layer by head, that on the whole layer first: those on single heads override it."""
+    chosen = {head: one for (at, head), one in (interventions or {}).items() if at == layer}
+    return {head: chosen[head] for head in sorted(chosen, key=lambda head: -1 if head is None else head)}
+
+
+def check(interventions: Interventions | None, layers: tuple[HeadMap, ...]) -> None:
+    """Raise ValueError if an intervention names a layer or head that the model does not have."""
+    for layer, head in interventions or {}:
+        if not (0 <= layer < len(layers) and 0 <= (head or 0) < layers[layer].query.heads):
+            heads = " or ".join(map(str, sorted({layer.query.heads for layer in layers})))
+            raise ValueError(
+                f"there is no head {head} in layer {layer}: there are {len(layers)} layers of {heads} heads, "
+                "counted from 0"
+            )
+
+
+def replaced(
+    interventions: Mapping[int | None, Intervention],
     layer: HeadMap,
     x: Float[Tensor, "batch length dim"],
     qkv: tuple[Tensor, Tensor, Tensor],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values, (batch, heads, length, size) each, with those of the changed heads replaced.
+    """Queries, keys and values, (batch, heads, length, size) each, after the interventions in their layer.
 
-    Raises CheckpointError where the rotation that they come with cannot be undone.
+    Raises CheckpointError where the rotation by positions cannot be undone.
     """
-    changes = {head: change for head, change in changes.items() if change.query or change.key or change.value}
-    if not changes:
+    chosen = {head: one for head, one in interventions.items() if one.query or one.key or one.value}
+    if not chosen:
         return qkv
     if layer.positions == "other":
         raise CheckpointError(
             f"the queries and keys of {layer.name} depend on positions in a way that cannot be undone"
         )
     query, key, value = (tensor.clone() for tensor in qkv)
-    for head, change in changes.items():
-        q, k, v = (tensor[:, head] for tensor in qkv)
-        seen = HeadInput(x, rotate_pairs(q, layer.rotary, -1), rotate_pairs(k, layer.rotary, -1), v)
-        if change.query:
-            query[:, head] = rotate_pairs(change.query(seen).to(q), layer.rotary, 1)
-        if change.key:
-            key[:, head] = rotate_pairs(change.key(seen).to(k), layer.rotary, 1)
-        if change.value:
-            value[:, head] = change.value(seen).to(v)
+    for head, one in chosen.items():
+        at = slice(None) if head is None else head
+        q, k, v = (tensor[:, at] for tensor in qkv)
+        before = rotated(q, layer.rotary, -1), rotated(k, layer.rotary, -1)
+        given = HeadInput(x[:, None] if head is None else x, *before, v)
+        if one.query:
+            query[:, at] = rotated(one.query(given).to(q), layer.rotary)
+        if one.key:
+            key[:, at] = rotated(one.key(given).to(k), layer.rotary)
+        if one.value:
+            value[:, at] = one.value(given).to(v)
     return query, key, value
 
 
-def cosine(
-    query: Float[Tensor, "batch length size"], key: Float[Tensor, "batch length size"], temperature: float
-) -> Float[Tensor, "batch length length"]:
-    """Scores that do not see how long queries and keys are."""
-    return temperature * (F.normalize(query, dim=-1) @ F.normalize(key, dim=-1).mT)
+def rescored(
+    interventions: Mapping[int | None, Intervention],
+    scores: Float[Tensor, "batch heads length keys"],
+    query: Float[Tensor, "batch heads length size"],
+    key: Float[Tensor, "batch heads keys size"],
+) -> Float[Tensor, "batch heads length keys"]:
+    """The scores, with those of the heads that are to use the cosine in their place."""
+    for head, one in interventions.items():
+        if one.cosine is not None:
+            at = slice(None) if head is None else head
+            factor = one.cosine[:, None, None] if isinstance(one.cosine, Tensor) else one.cosine
+            cosines = F.normalize(query[:, at], dim=-1) @ F.normalize(key[:, at], dim=-1).mT
+            scores = scores.clone()
+            scores[:, at] = (factor * cosines).to(scores)
+    return scores
 
 
 def self_masked(
-    mask: Float[Tensor, "..."] | None, scores: Float[Tensor, "batch heads length length"], heads: list[int]
+    interventions: Mapping[int | None, Intervention],
+    mask: Tensor | None,
+    scores: Float[Tensor, "batch heads length keys"],
 ) -> Tensor | None:
-    """The additive mask with the diagonal of these heads closed, in rows that leave something else."""
+    """The mask, boolean or additive, without the diagonal of the heads that may not attend to themselves."""
+    heads = [head for head, one in interventions.items() if one.self_mask]
     if not heads:
         return mask
-    closed = torch.finfo(scores.dtype).min
-    mask = torch.zeros_like(scores) if mask is None else mask.expand_as(scores).clone()
-    alone = (mask > closed / 2).sum(-1) <= 1
+    closed = masks.combine(mask, *scores.shape[-2:], selfmask=True, device=scores.device)
+    assert closed is not None  # a self-mask hides something
+    chosen = torch.zeros(scores.shape[1], 1, 1, dtype=torch.bool, device=scores.device)
     for head in heads:
-        diagonal = mask[:, head].diagonal(dim1=-2, dim2=-1)
-        diagonal.masked_fill_(~alone[:, head], closed)
-    return mask
+        chosen[slice(None) if head is None else head] = True
+    everywhere = torch.ones((), dtype=torch.bool, device=scores.device)
+    return torch.where(chosen, closed, everywhere if mask is None else mask)

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from querykey.bilinear import BilinearForm
 from querykey.checkpoint import HeadMap
-from querykey.models.huggingface import LayerRun
-from querykey.models.rotation import rotate_pairs
+from querykey.models.rotation import rotated
+from querykey.models.trace import LayerTrace
 
 
 class KeyValue(NamedTuple):
@@ -35,17 +35,14 @@ class Moments:
         self._tokens = 0
         self._sum = self._square = torch.zeros(())
 
-    def add(self, run: LayerRun) -> None:
-        """Takes in one batch."""
-        size, rotary = run.query.shape[-2:], self.layer.rotary
-        q, k = (
-            rotate_pairs(x.reshape(-1, *size), rotary, -1).view_as(x) if rotary else x for x in (run.query, run.key)
-        )
-        together = torch.cat([q, k, run.value], -1).transpose(0, 1).flatten(1, 2).double()  # heads, tokens, sizes
+    def add(self, trace: LayerTrace) -> None:
+        """Add one batch."""
+        q, k = (rotated(x, self.layer.rotary, -1) for x in (trace.query, trace.key))
+        together = torch.cat([q, k, trace.value], -1).transpose(0, 1).flatten(1, 2).double()  # heads, tokens, sizes
         self._sum = self._sum + together.sum(1)
         self._square = self._square + together.mT @ together
         self._tokens += together.shape[1]
-        self._inputs.append(run.x.flatten(0, -2))
+        self._inputs.append(trace.x.flatten(0, -2))
 
     @property
     def head_dim(self) -> int:

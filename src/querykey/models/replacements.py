@@ -38,9 +38,9 @@ from querykey.bilinear import (
 )
 from querykey.checkpoint import HeadMap
 from querykey.machine import one_thread
-from querykey.models.huggingface import LayerRun
-from querykey.models.intervention import Change, HeadInput
-from querykey.models.rotation import rotary_form, rotate_pairs
+from querykey.models.intervention import HeadInput, Intervention, Interventions
+from querykey.models.rotation import rotary_form, rotated
+from querykey.models.trace import LayerTrace
 
 Setting = Literal["trained", "copied", "tied", "signed", "core", "selfmask", "cosine"]
 SETTINGS: tuple[Setting, ...] = get_args(Setting)
@@ -60,8 +60,8 @@ class Fit(NamedTuple):
     bias: Float[Tensor, "heads head_dim"]
     order: Int[Tensor, " head_dim"]
 
-    def change(self, head: int) -> Change:
-        """The change of one head."""
+    def intervention(self, head: int) -> Intervention:
+        """The intervention in one head."""
         from_query, from_key, core = (m[head].float() for m in self.shared)
         bias, back = self.bias[head].float(), self.order.argsort()
 
@@ -69,7 +69,7 @@ class Fit(NamedTuple):
             query, key = given.query[..., self.order], given.key[..., self.order]
             return query @ from_query.to(query) + key @ from_key.to(key) + bias.to(key)
 
-        return Change(
+        return Intervention(
             query=lambda given: (mixed(given) @ core.to(given.query))[..., back],
             key=lambda given: mixed(given)[..., back],
         )
@@ -83,7 +83,7 @@ class Switch:
     temperatures: Sequence[Float[Tensor, " heads"]]
     settings: tuple[Setting, ...]
 
-    def changes(self, setting: Setting, heads: Sequence[tuple[int, int]]) -> dict[tuple[int, int], Change]:
+    def interventions(self, setting: Setting, heads: Sequence[tuple[int, int]]) -> Interventions:
         """What the setting makes of these heads, as (layer, head).
 
         Raises ValueError for a setting that there is not, or not for this model.
@@ -92,21 +92,21 @@ class Switch:
             raise ValueError(f"there is no setting {setting!r} for this model; it has {', '.join(self.settings)}")
         if setting == "trained":
             return {}
-        return {(layer, head): self._change(setting, layer, head) for layer, head in heads}
+        return {(layer, head): self._intervention(setting, layer, head) for layer, head in heads}
 
-    def _change(self, setting: Setting, layer: int, head: int) -> Change:
+    def _intervention(self, setting: Setting, layer: int, head: int) -> Intervention:
         match setting:
             case "copied":
-                return Change(key=lambda given: given.query)
+                return Intervention(key=lambda given: given.query)
             case "selfmask":
-                return Change(self_mask=True)
+                return Intervention(self_mask=True)
             case "cosine":
-                return Change(cosine=float(self.temperatures[layer][head]))
-        return self.fits[setting, layer].change(head)
+                return Intervention(cosine=float(self.temperatures[layer][head]))
+        return self.fits[setting, layer].intervention(head)
 
 
 @one_thread()
-def fitted(layers: Sequence[HeadMap], sample: Sequence[LayerRun]) -> Switch:
+def fitted(layers: Sequence[HeadMap], sample: Sequence[LayerTrace]) -> Switch:
     """The switch of a model with these layers; `sample` is a run of it on what the closed forms are fitted to."""
     fits: dict[tuple[Setting, int], Fit] = {}
     temperatures = []
@@ -123,7 +123,7 @@ def fitted(layers: Sequence[HeadMap], sample: Sequence[LayerRun]) -> Switch:
     return Switch(fits, temperatures, tuple(settings))
 
 
-def _fits(layer: HeadMap, run: LayerRun) -> dict[Setting, Fit]:
+def _fits(layer: HeadMap, run: LayerTrace) -> dict[Setting, Fit]:
     """The fitted settings of one layer."""
     query, key = (_samples(x, layer) for x in (run.query, run.key))
     form = BilinearForm.from_activations(query, key)
@@ -149,11 +149,10 @@ def _fits(layer: HeadMap, run: LayerRun) -> dict[Setting, Fit]:
 
 def _samples(x: Float[Tensor, "batch heads length size"], layer: HeadMap) -> Float[Tensor, "heads tokens size"]:
     """All queries or keys of each head, as they are before the rotation."""
-    back = torch.stack([rotate_pairs(x[:, head], layer.rotary, -1) for head in range(x.shape[1])])
-    return back.flatten(1, 2).double()
+    return rotated(x, layer.rotary, -1).transpose(0, 1).flatten(1, 2).double()
 
 
-def _temperature(layer: HeadMap, run: LayerRun) -> Float[Tensor, " heads"]:
+def _temperature(layer: HeadMap, run: LayerTrace) -> Float[Tensor, " heads"]:
     """For each head the number that gives the cosine as much weight as the dot product has on average."""
     query, key = (x.norm(dim=-1).mean((0, 2)) for x in (run.query, run.key))
     scaling: float = run.query.shape[-1] ** -0.5 if layer.scaling is None else layer.scaling

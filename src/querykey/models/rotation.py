@@ -1,4 +1,4 @@
-"""Rotary positions of a traced checkpoint: rotating channel pairs of activations, and bilinear forms under rotation."""
+"""Rotary positions of traced layers: activations before and after their rotation, and bilinear forms under rotation."""
 
 from __future__ import annotations
 
@@ -7,22 +7,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from querykey.bilinear import BilinearForm, RotaryForm, Rotation
-from querykey.checkpoint import Rotary
+from querykey.checkpoint import Rotary, rotate
 
 
-def rotate_pairs(
-    x: Float[Tensor, "batch length size"], rotary: Rotary | None, sign: int
-) -> Float[Tensor, "batch length size"]:
-    """`x` rotated to its positions 0, 1, …, or (sign −1) back from them."""
-    if rotary is None:
-        return x
-    angle = torch.arange(x.shape[1])[:, None] * rotary.frequency.double() * sign
-    cos, sin = angle.cos().to(x), angle.sin().to(x)
-    i, j = rotary.pairs.T
-    out = x.clone()
-    out[..., i] = x[..., i] * cos - x[..., j] * sin
-    out[..., j] = x[..., j] * cos + x[..., i] * sin
-    return out
+def rotated(
+    x: Float[Tensor, "*leading length size"], rotary: Rotary | None, sign: int = 1
+) -> Float[Tensor, "*leading length size"]:
+    """`x` rotated to its positions 0, 1, …, or with sign −1 back from them; unchanged without `rotary`."""
+    return x if rotary is None else rotate(x, rotary, sign * torch.arange(x.shape[-2]))
 
 
 def rotary_form(form: BilinearForm, rotary: Rotary, window: int | None) -> RotaryForm:

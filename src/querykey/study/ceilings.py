@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from querykey.design import Design
+from querykey.models.native import trace
 from querykey.study.config import Config
 from querykey.tasks import Ceiling, Relation, argmax_ceiling
 from querykey.tasks.ceiling import Scores
@@ -30,12 +30,11 @@ def ceiling(task: Relation, design: Design, config: Config) -> Ceiling | None:
     return argmax_ceiling(task.kind, task.length, kind_of_scores(design), design.selfmask)
 
 
-@torch.no_grad()
 def argmax_share(
     model: Transformer, inputs: Int[Tensor, "count length features"], related: Int[Tensor, "count length"]
 ) -> float:
     """Share of positions at which the first head gives its highest weight to the related position."""
     model.eval()
-    weights = model.first_attention(inputs)[:, 0]
+    weights = trace(model, inputs).layers[0].weights[:, 0]
     model.train()
     return float((weights.argmax(-1) == related).double().mean())

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from querykey.machine import one_thread
+from querykey.models.native import trace
 from querykey.study.result import Result
 from querykey.study.training import load
 from querykey.transformer import Transformer
@@ -61,20 +62,9 @@ def head_maps(result: Result, task: str, designs: Sequence[str]) -> HeadMaps | N
     return HeadMaps(layer, head, layers, heads, distance, maps, names, example.shape[1], missing)
 
 
-@torch.no_grad()
 def attention_maps(model: Transformer, inputs: Int[Tensor, "1 length features"]) -> Maps:
     """The attention weights of every head of the model on one example."""
-    seen: list[Tensor] = []
-    handles = [
-        layer.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0])) for layer in model.attentions
-    ]
-    try:
-        model(inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
-    weights = [layer(x, return_weights=True)[1][0] for layer, x in zip(model.attentions, seen, strict=True)]
-    return torch.stack(weights).numpy()
+    return torch.stack([layer.weights[0] for layer in trace(model, inputs).layers]).numpy()
 
 
 def _load(weights: Path) -> tuple[Transformer, Tensor] | None:
