@@ -17,7 +17,7 @@ FLOORS = (
     {"attention", "generation"},
     {"transformer", "bench"},
     {"models"},
-    {"study", "inspection"},
+    {"study", "inspection", "conversion"},
     {"explorer", "hf"},
     {""},  # querykey/__init__.py, the face
     {"cli"},

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from querykey.attention.functional import attend
     from querykey.attention.layer import SelfAttention
     from querykey.attention.reference import attention_scores, attention_weights
+    from querykey.conversion.tie import share, unshare
     from querykey.design import PARTITIONS, Design, DesignError
     from querykey.explorer.open import explore
     from querykey.inspection.inspect import inspect
@@ -32,6 +33,8 @@ __all__ = [
     "compare",
     "explore",
     "inspect",
+    "share",
+    "unshare",
 ]
 
 # Each name with its module, and the extra that the module needs; nothing is imported before it is asked for, so that
@@ -50,6 +53,8 @@ _HOME = {
     "compare": ("querykey.study.compare", "study"),
     "explore": ("querykey.explorer.open", "explore"),
     "inspect": ("querykey.inspection.inspect", "inspect"),
+    "share": ("querykey.conversion.tie", "inspect"),
+    "unshare": ("querykey.conversion.tie", "inspect"),
 }
 
 

@@ -1,0 +1,1 @@
+"""Trained models that share projections, and new ones that share from the start."""
