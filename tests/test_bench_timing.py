@@ -4,6 +4,7 @@ import gc
 from statistics import median
 
 import pytest
+import torch
 
 from querykey.bench.timing import Spread, interleave, order, ratio, spread
 
@@ -64,6 +65,16 @@ def test_a_spread_holds_the_middle_half():
     assert found == Spread(8.0, 4.0, 12.0)
     assert found.median == median(values)
     assert str(Spread(1.0, 0.5, 2.25)) == "1.000 [0.500, 2.250]"
+
+
+def test_the_noise_is_that_of_the_median():
+    """Against the 95 % interval of medians of many normal samples."""
+    generator = torch.Generator().manual_seed(0)
+    rounds = 25
+    samples = torch.randn(4000, rounds, generator=generator)
+    width = samples.median(1).values.quantile(torch.tensor([0.025, 0.975])).abs().mean().item()
+    found = median(spread(sample).noise(rounds) for sample in samples[:1000].tolist())
+    assert found == pytest.approx(width, rel=0.1)
 
 
 def test_who_watches_hears_of_each_round():

@@ -10,7 +10,9 @@ import sys
 
 import pytest
 
+from querykey import Layout, cost
 from querykey.cli import main
+from querykey.cli.cost import aligned
 
 TINY = ["--steps", "4", "--layers", "1", "--dim", "12", "--heads", "2", "--seeds", "2", "--workers", "1"]
 
@@ -48,8 +50,8 @@ def refused(capsys, *words):
         (["compare", "--seeds", "many"], "expected a whole number or auto, not 'many'"),
         (["report", "no/such/run"], "there are no records under no/such/run"),
         (["cost", "--dim", "64", "--heads", "5"], "5 heads do not divide dim 64"),
-        (["cost", "--dim", "64", "--heads", "4", "--kv-heads", "3"], "--kv-heads 3 must divide the 4 query heads"),
-        (["cost", "--dim", "64", "--heads", "4", "--length", "0"], "--length must be positive"),
+        (["cost", "--dim", "64", "--heads", "4", "--kv-heads", "3"], "kv_heads 3 must divide the 4 query heads"),
+        (["cost", "--dim", "64", "--heads", "4", "--length", "0"], "length must be at least 1, not 0"),
         (["cost", "--dim", "64", "--heads", "4", "--designs", "q,k"], "v is named 0 times"),
         ([], "the following arguments are required: COMMAND"),
     ],
@@ -117,13 +119,38 @@ def test_compare_prints_tables_a_report_and_an_answer(tmp_path):
 
 
 def test_cost_in_all_formats(capsys):
-    assert main(["cost", "--dim", "64", "--heads", "4", "--kv-heads", "2", "--format", "json"]) == 0
+    sizes = ["cost", "--dim", "64", "--heads", "4"]
+    assert main([*sizes, "--kv-heads", "2", "--layers", "3", "--format", "json"]) == 0
     captured = capsys.readouterr()
     rows = {row["design"]: row for row in json.loads(captured.out)}
-    assert rows["q,k,v+kv_heads=2"]["parameters"] == 64 * 64 * 3
+    assert rows["q,k,v+kv_heads=2"]["parameters"] == 3 * 64 * 64 * 3
     assert rows["q,k=v+kv_heads=2"]["cache_bytes_per_token_ratio"] == 0.5
+    assert rows["q,k=v+kv_heads=2"]["cache_bytes"] == 3 * 2048 * 32 * 4
     assert "q=k,v is shown with 4 key heads" in captured.err
-    assert main(["cost", "--dim", "64", "--heads", "4", "--format", "csv"]) == 0
+    assert main([*sizes, "--format", "csv"]) == 0
     assert len(list(csv.DictReader(io.StringIO(capsys.readouterr().out)))) == 7
-    assert main(["cost", "--dim", "64", "--heads", "4"]) == 0
-    assert "16,384" in capsys.readouterr().out
+    assert main(sizes) == 0
+    shown = capsys.readouterr().out
+    assert "16.38 k" in shown
+    assert "8.19 k" in shown
+
+
+def test_costs_from_python():
+    plain, shared = cost(dim=24, heads=3, designs=("q,k,v", "q,k=v+kv_heads=1"), layers=5, length=7, dtype="float64")
+    layout = Layout.of("q,k=v+kv_heads=1", 24, 3)
+    assert shared.amounts == (5 * layout.parameters, 5 * layout.flops(7), 5 * 8 * 8, 7 * 5 * 8 * 8)
+    assert plain.baseline == shared.baseline == plain.amounts
+    assert shared.ratio("cache_bytes") == 1 / 6
+
+
+@pytest.mark.parametrize(
+    ("numbers", "texts"),
+    [
+        ([4096, 2048], ["4.10 kB", "2.05 kB"]),
+        ([3, 250], ["3 B", "250 B"]),
+        ([41_943_040, 4_194_304], ["41.94 MB", "4.19 MB"]),
+        ([10**12, 10**10], ["1.00 TB", "0.01 TB"]),
+    ],
+)
+def test_numbers_of_a_column_have_one_unit_and_aligned_decimals(numbers, texts):
+    assert aligned(numbers, "B") == texts

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from querykey.attention.layer import SelfAttention
     from querykey.attention.reference import attention_scores, attention_weights
     from querykey.conversion.tie import share, unshare
+    from querykey.costs import cost
     from querykey.design import PARTITIONS, Design, DesignError
     from querykey.explorer.open import explore
     from querykey.inspection.inspect import inspect
@@ -31,6 +32,7 @@ __all__ = [
     "attention_scores",
     "attention_weights",
     "compare",
+    "cost",
     "explore",
     "inspect",
     "share",
@@ -51,6 +53,7 @@ _HOME = {
     "attention_scores": ("querykey.attention.reference", None),
     "attention_weights": ("querykey.attention.reference", None),
     "compare": ("querykey.study.compare", "study"),
+    "cost": ("querykey.costs", None),
     "explore": ("querykey.explorer.open", "explore"),
     "inspect": ("querykey.inspection.inspect", "inspect"),
     "share": ("querykey.conversion.tie", "inspect"),

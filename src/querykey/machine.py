@@ -25,6 +25,13 @@ def description() -> dict[str, Any]:
     }
 
 
+def name(device: str = "cpu") -> str:
+    """A name for files: cores and processor, such as ``"2-core-amd-epyc"``, or the GPU's, such as ``"nvidia-h200"``."""
+    if torch.device(device).type == "cuda":
+        return _slug(torch.cuda.get_device_name(device))
+    return f"{cores()}-core-{_slug(processor())}"
+
+
 def processor() -> str:
     """The name that the system gives to the processor."""
     info = Path("/proc/cpuinfo")
@@ -61,3 +68,9 @@ def one_thread() -> Iterator[None]:
     """
     with threads(1):
         yield
+
+
+def _slug(name: str) -> str:
+    """``"Intel(R) Xeon(R) Gold 6330 CPU @ 2.00GHz"`` -> ``"intel-xeon-gold-6330"``."""
+    name = re.sub(r"\((R|TM)\)|@.*|\b(CPU|Processor)\b|\b\d+-Core\b", " ", name, flags=re.IGNORECASE)
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "cpu"

@@ -1,24 +1,19 @@
-"""What is to be timed: shapes, designs, passes, and where."""
+"""What a benchmark times: shapes, designs, passes, and where. Loads no torch, which the command line needs."""
 
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
-from querykey.bench.timing import LEAST_ROUNDS
+from querykey.costs import DType
 from querykey.design import PARTITIONS, Design
-from querykey.machine import cores, processor
 from querykey.spelling import unknown
 
-PASSES = ("prefill", "training", "decoding")
-PEERS = ("mha", "x-transformers", "hf")
-DTYPES = ("float32", "bfloat16", "float16", "float64")
+Pass = Literal["prefill", "training", "decoding"]
+Library = Literal["mha", "x-transformers", "hf", "hf-compiled"]
+
+LEAST_ROUNDS = 4  # fewer have no middle half
 
 
 class Shape(NamedTuple):
@@ -34,65 +29,67 @@ class Shape(NamedTuple):
         """The shape that ``"32,64,128,4"`` spells.
 
         Raises:
-            ValueError: if these are not four positive whole numbers.
+            ValueError: if these are not four positive whole numbers, or the heads do not divide dim.
         """
         numbers = text.split(",")
         if len(numbers) != 4 or not all(number.strip().isdecimal() and int(number) > 0 for number in numbers):
             raise ValueError(
                 f"a shape is four positive whole numbers, batch,length,dim,heads, such as 32,64,128,4, not {text!r}"
             )
-        return cls(*map(int, numbers))
+        shape = cls(*map(int, numbers))
+        if shape.dim % shape.heads:
+            raise ValueError(f"shape {shape}: {shape.heads} heads do not divide dim {shape.dim}; change one of them")
+        return shape
 
     def __str__(self) -> str:
         return ",".join(map(str, self))
 
 
-SHAPES = (Shape(32, 64, 128, 4), Shape(8, 128, 256, 4), Shape(4, 512, 512, 8))
-
-
 @dataclass(frozen=True)
-class Setting:
-    """What a benchmark is asked to time. The first design is the baseline.
+class Config:
+    """What a benchmark times. The first design is the baseline.
 
     Args:
-        shapes: of inputs and layers.
-        designs: each is timed at each shape.
-        passes: some of `PASSES`.
-        causal: a position sees itself and what came before.
-        window: of these the last so many; None for all.
-        rotary: queries and keys are rotated by position.
-        dtype: one of `DTYPES`.
-        device: ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
-        threads: of torch on the CPU; None for as many as it takes by itself.
-        cached: positions that a step of decoding looks back on.
-        against: some of `PEERS`.
-        rounds: how often each variant is timed.
+        shapes: batch, length, dim and heads, such as 32,64,128,4.
+        designs: designs to time at each shape; the first is the baseline.
+        passes: prefill, training, decoding.
+        causal: let a position attend to itself and earlier positions only.
+        window: with causal, number of last positions that a position attends to, itself included.
+        rotary: rotate queries and keys by position.
+        dtype: float32, bfloat16, float16 or float64.
+        device: cpu, cuda or cuda:N.
+        threads: threads of torch on the CPU (default: as torch chooses).
+        cached: positions in the cache of a decoding step.
+        against: layers of other libraries to time too: mha, x-transformers, hf, or hf-compiled (hf, and its decoding
+            step under torch.compile too).
+        rounds: rounds in which all variants take turns.
 
     Raises:
-        ValueError: if one of them cannot be.
+        ValueError: if a value is not valid, or two of them exclude each other.
     """
 
-    shapes: tuple[Shape, ...] = SHAPES
+    shapes: tuple[Shape, ...] = (Shape(32, 64, 128, 4), Shape(8, 128, 256, 4), Shape(4, 512, 512, 8))
     designs: tuple[Design, ...] = tuple(map(Design.parse, PARTITIONS))
-    passes: tuple[str, ...] = PASSES
+    passes: tuple[Pass, ...] = ("prefill", "training", "decoding")
     causal: bool = False
     window: int | None = None
     rotary: bool = False
-    dtype: str = "float32"
+    dtype: DType = "float32"
     device: str = "cpu"
     threads: int | None = None
     cached: int = 4096
-    against: tuple[str, ...] = ()
+    against: tuple[Library, ...] = ()
     rounds: int = 15
 
     def __post_init__(self) -> None:
         for name in ("shapes", "designs", "passes"):
             if not getattr(self, name):
-                raise ValueError(f"there must be at least one of the {name}")
+                raise ValueError(f"{name} is empty; give at least one")
             object.__setattr__(self, name, tuple(dict.fromkeys(getattr(self, name))))
-        _check_known("pass", self.passes, PASSES)
-        _check_known("peer", self.against, PEERS)
-        _check_known("dtype", (self.dtype,), DTYPES)
+        for name, kind in {"passes": Pass, "against": Library}.items():
+            for value in getattr(self, name):
+                if value not in get_args(kind):
+                    raise ValueError(unknown(name, value, get_args(kind)))
         for name, least in {"rounds": LEAST_ROUNDS, "cached": 2, "threads": 1, "window": 1}.items():
             value = getattr(self, name)
             if value is not None and value < least:
@@ -100,88 +97,6 @@ class Setting:
         if self.threads is not None and self.threads > (most := os.cpu_count() or 1):
             raise ValueError(f"threads must be at most {most}, the cores of this machine, not {self.threads}")
         if self.window is not None and not self.causal:
-            raise ValueError("a window is of causal attention; give --causal too")
+            raise ValueError("a window needs causal attention; give --causal too")
         if self.window is not None and self.against:
-            raise ValueError("the layers of other libraries have no window here; leave --against or --window out")
-        _check_device(self.device)
-
-    @property
-    def torch_dtype(self) -> torch.dtype:
-        """The dtype as torch has it."""
-        found: torch.dtype = getattr(torch, self.dtype)
-        return found
-
-
-class Case(NamedTuple):
-    """One shape and one pass: what is timed in one interleaving."""
-
-    shape: Shape
-    what: str
-    cached: int
-    causal: bool
-    device: torch.device
-    dtype: torch.dtype
-    window: int | None = None
-
-    @classmethod
-    def of(cls, setting: Setting, shape: Shape, what: str) -> Case:
-        """Of a setting; a decoding step is always causal."""
-        causal = setting.causal or what == "decoding"
-        device = torch.device(setting.device)
-        return cls(shape, what, setting.cached, causal, device, setting.torch_dtype, setting.window)
-
-    @property
-    def decoding(self) -> bool:
-        """Whether it is a step after others."""
-        return self.what == "decoding"
-
-    @property
-    def seen(self) -> int:
-        """How many positions a step of decoding looks at, its own included."""
-        return self.cached + 1 if self.window is None else min(self.cached + 1, self.window)
-
-    @property
-    def training(self) -> bool:
-        """Whether gradients are taken."""
-        return self.what == "training"
-
-    def numbers(self, *sizes: int) -> Tensor:
-        """Random ones, that want a gradient in training."""
-        return torch.randn(sizes, device=self.device, dtype=self.dtype, requires_grad=self.training)
-
-    def input(self) -> Float[Tensor, "batch length dim"]:
-        """What a layer reads: all positions, or the new one."""
-        return self.numbers(self.shape.batch, 1 if self.what == "decoding" else self.shape.length, self.shape.dim)
-
-
-def machine(device: str) -> str:
-    """A name of cores and processor, such as ``"2-core-amd-epyc"``, or the accelerator's."""
-    if torch.device(device).type == "cuda":
-        return slug(torch.cuda.get_device_name(device))
-    return f"{cores()}-core-{slug(processor())}"
-
-
-def slug(name: str) -> str:
-    """A processor's name for a file: ``"Intel(R) Xeon(R) Gold 6330 CPU @ 2.00GHz"`` -> ``"intel-xeon-gold-6330"``."""
-    name = re.sub(r"\((R|TM)\)|@.*|\b(CPU|Processor)\b|\b\d+-Core\b", " ", name, flags=re.IGNORECASE)
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "cpu"
-
-
-def _check_known(what: str, names: tuple[str, ...], known: tuple[str, ...]) -> None:
-    for name in names:
-        if name not in known:
-            raise ValueError(unknown(what, name, known))
-
-
-def _check_device(device: str) -> None:
-    try:
-        kind = torch.device(device).type
-    except RuntimeError:
-        raise ValueError(f"device {device!r} cannot be used; expected cpu, cuda or cuda:N") from None
-    if kind not in ("cpu", "cuda"):
-        raise ValueError(f"device {device!r} cannot be timed; expected cpu, cuda or cuda:N")
-    if kind == "cuda":
-        index = torch.device(device).index or 0
-        there = torch.cuda.device_count()
-        if not torch.cuda.is_available() or index >= there:
-            raise ValueError(f"device {device!r} is not there: torch {torch.__version__} sees {there} CUDA devices")
+            raise ValueError("layers of other libraries are timed without a window; leave --against or --window out")

@@ -1,18 +1,19 @@
-"""The passes that are timed: of a layer, and of its floor, which no layer can avoid.
+"""The passes that are timed: of a layer, and of its lower bound.
 
     prefill     forward without a graph
     training    forward, and the gradients of the input and of all weights
     decoding    one new position after `cached` others, without a graph
 
-The floor of a pass is its bare matrix products (input, core, output) and PyTorch's stock kernel, each on tensors of its
-own that already lie as it wants them; of decoding, the same for one position and a contiguous cache. A layer can fall
-below it on a CPU, where blocks of rows, or the products of a single query, beat the stock kernel.
+The lower bound of a pass is its bare matrix products (input, core, output) and PyTorch's stock kernel, each on tensors
+that are contiguous in the order that it reads; for decoding, the same for one position and a contiguous cache. A layer
+can be faster on a CPU, where blocks of rows, or the products of a single query, beat the stock kernel.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -23,13 +24,13 @@ from torch import Tensor
 from querykey.attention import masks
 from querykey.attention.cache import KVCache
 from querykey.attention.layer import SelfAttention
-from querykey.bench.config import Case
+from querykey.bench.case import Case
 from querykey.bench.timing import Run
 from querykey.layout import Layout
 
 
 class LayerPass(NamedTuple):
-    """A pass of a layer, and what can be said of it before it runs."""
+    """A pass of a layer, the kernel that it takes, and the cached bytes per token of a decoding step."""
 
     run: Run
     backend: str
@@ -37,7 +38,7 @@ class LayerPass(NamedTuple):
 
 
 def of_layer(layer: SelfAttention, x: Tensor, case: Case) -> LayerPass:
-    """The pass of a layer of ours over its input, of `Case.input`."""
+    """The pass of a querykey layer over `x`, the input of the case."""
     if not case.decoding:
         leaves = (x, *layer.parameters()) if case.training else ()
         with torch.set_grad_enabled(case.training):
@@ -46,20 +47,29 @@ def of_layer(layer: SelfAttention, x: Tensor, case: Case) -> LayerPass:
     with torch.no_grad():
         cache = filled(layer, x, case.cached)
         backend = layer.backend(x, cache=cache)
-    # Each step goes on from a shallow copy, which shares the room and not the length: the cache never grows.
+    # Each step starts from a shallow copy, which shares the buffer but not the length: the cache never grows.
     step = torch.no_grad()(lambda: layer(x, cache=copy.copy(cache)))
     return LayerPass(step, backend, cache.nbytes // (case.shape.batch * cache.held))
 
 
-def of_floor(layout: Layout, case: Case) -> Run:
-    """The bare products and the bare kernel of a design's pass."""
-    return _in_turn(*(_part_run(case, *part) for part in _floor(layout, case)))
+def of_lower_bound(layout: Layout, case: Case) -> Run:
+    """The bare products and the stock kernel of a design's pass, one after the other."""
+    runs = [
+        differentiated(partial(function, *tensors), tensors if case.training else ())
+        for function, tensors in _parts(layout, case)
+    ]
+
+    def run() -> None:
+        for one in runs:
+            one()
+
+    return run
 
 
 def differentiated(forward: Callable[[], Tensor], leaves: Iterable[Tensor]) -> Run:
-    """A forward pass without a graph where there are no leaves, else one with the gradients of the leaves.
+    """A forward pass without a graph if there are no leaves, else one with the gradients of the leaves.
 
-    Gradients are returned and not added up in `.grad`, which would cost the floor, with its many leaves, more.
+    Gradients are returned, not accumulated in `.grad`: that would cost the lower bound, with its many leaves, more.
     """
     wanted = list(leaves)
     if not wanted:
@@ -69,7 +79,7 @@ def differentiated(forward: Callable[[], Tensor], leaves: Iterable[Tensor]) -> R
 
 
 class _Repeating(KVCache):
-    """Keeps each new position several times: filled by one cheap step, whatever a layer keeps."""
+    """A cache that stores each new position several times, so that one step fills it, whatever a layer caches."""
 
     def __init__(self, times: int) -> None:
         super().__init__()
@@ -83,20 +93,20 @@ class _Repeating(KVCache):
 
 
 def filled(layer: SelfAttention, x: Float[Tensor, "batch 1 dim"], cached: int) -> KVCache:
-    """A cache of that many positions, all of them x, with room for more."""
+    """A cache of that many positions, all of them `x`, whose buffer has capacity for more."""
     cache = _Repeating(cached - 1)
     layer(x, cache=cache)
     cache.times = 1
-    layer(x, cache=cache)  # the cache was exactly full: here it makes room
+    layer(x, cache=cache)  # the buffer was exactly full, and grows here
     return cache
 
 
-# The floor
+# The lower bound
 
 _Part = tuple[Callable[..., Tensor], list[Tensor]]  # a function and the tensors that it takes
 
 
-def _floor(layout: Layout, case: Case) -> list[_Part]:
+def _parts(layout: Layout, case: Case) -> list[_Part]:
     rows = case.shape.batch * (1 if case.decoding else case.shape.length)
     projected = sum(heads * size for heads, size in layout.projections.values())
     inner = layout.heads * layout.head_dim
@@ -110,7 +120,7 @@ def _floor(layout: Layout, case: Case) -> list[_Part]:
 
 
 def _kernel(layout: Layout, case: Case) -> _Part:
-    """The stock kernel on as many tensors as the design has: those that roles share are one here too."""
+    """The stock kernel on as many tensors as the design has: roles that share a tensor share it here too."""
     widest = max(layout.qk_dim, layout.head_dim)  # fused kernels take one size for all
     decoding = case.decoding
     queries, keys = (1, case.seen) if decoding else (case.shape.length, case.shape.length)
@@ -131,15 +141,3 @@ def _kernel(layout: Layout, case: Case) -> _Part:
         return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, enable_gqa=grouped)
 
     return kernel, list(tensors.values())
-
-
-def _part_run(case: Case, function: Callable[..., Tensor], tensors: list[Tensor]) -> Run:
-    return differentiated(lambda: function(*tensors), tensors if case.training else ())
-
-
-def _in_turn(*runs: Run) -> Run:
-    def run() -> None:
-        for one in runs:
-            one()
-
-    return run

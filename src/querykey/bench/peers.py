@@ -1,46 +1,50 @@
-"""Attention layers of other libraries, each with the layer of ours that computes the same.
+"""Attention layers of other libraries, each with the querykey layer that computes the same.
 
     mha               torch.nn.MultiheadAttention, without biases
     x-transformers    its Attention on the flash path
     hf-bert           transformers' BertSelfAttention and the output product, without the residual and the norm after it
     hf-gpt2           transformers' GPT2Attention
-    hf-llama          transformers' LlamaAttention; the rotations' angles are made outside of the timing
+    hf-llama          transformers' LlamaAttention; the angles of the rotation are computed outside of the timing
 
 BERT and GPT-2 have biases and Llama rotates, so they are compared with q,k,v with biases or rotary positions. Those of
-transformers take `scaled_dot_product_attention`, are made causal or not as is asked, and have random weights.
+transformers call `scaled_dot_product_attention`, causal or not, and have random weights.
+
+A decoding step of transformers is timed with each of its caches: a DynamicCache, which copies all cached positions at
+every step ("hf-llama"), a StaticCache of exactly the needed length, so that it needs no mask ("hf-llama static"), and
+the step with a StaticCache under torch.compile ("hf-llama compiled").
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from querykey.attention.layer import SelfAttention
-from querykey.bench.config import Case, Shape
+from querykey.bench.case import Case
+from querykey.bench.config import Shape
 from querykey.bench.passes import differentiated
 from querykey.bench.timing import Run
 
-PACKAGES = {"mha": "torch", "x-transformers": "x-transformers", "hf": "transformers"}
+PACKAGES = {"mha": "torch", "x-transformers": "x-transformers", "hf": "transformers", "hf-compiled": "transformers"}
 
 Step = Callable[[Tensor], Tensor]
+MakeStep = Callable[[Tensor, Tensor], Step]
 
 
 class Peer(NamedTuple):
-    """A layer made as others make it.
+    """A layer of another library.
 
     Args:
         name: as in the table.
         module: its weights.
         forward: from (batch, length, dim) to the same.
-        bias: whether ours needs biases to compute the same.
-        rotary: whether ours needs rotary positions to compute the same.
-        decoding: from keys and values, (batch, heads, length, size), to a step that may be repeated and leaves the
-            cache as long as it was; None where there is no cache.
-        weights: our weights, by name, of its own; None where it may compute something else.
+        bias: whether the equal querykey layer has biases.
+        rotary: whether the equal querykey layer has rotary positions.
+        decoding: by kind of cache ("" for the default), from keys and values, (batch, heads, length, size), to a step
+            that may be repeated and leaves the cache as long as it was. Empty if the layer has no cache.
     """
 
     name: str
@@ -48,40 +52,31 @@ class Peer(NamedTuple):
     forward: Step
     bias: bool = False
     rotary: bool = False
-    decoding: Callable[[Tensor, Tensor], Step] | None = None
-    weights: Callable[[], dict[str, Tensor]] | None = None
+    decoding: Mapping[str, MakeStep] = {}
 
 
 def missing(name: str) -> str:
-    """A sentence with the command that installs a peer, or "" where it is there."""
+    """A note with the command that installs a peer, or "" if it is installed."""
     package = PACKAGES[name]
     if find_spec(package.replace("-", "_")) is not None:
         return ""
     return f"{name} is not installed and left out: pip install {package}"
 
 
-def of_peer(peer: Peer, x: Tensor, case: Case) -> Run:
-    """The pass of a peer over its input, of `Case.input`."""
+def runs_of(peer: Peer, x: Tensor, case: Case, compiled: bool = False) -> dict[str, Run]:
+    """The passes of a peer over `x`, the input of the case, by name: one, or one for each kind of cache.
+
+    `compiled` adds the decoding step under torch.compile.
+    """
     peer.module.to(case.device, case.dtype).train(case.training)
     if not case.decoding:
-        return differentiated(lambda: peer.forward(x), (x, *peer.module.parameters()) if case.training else ())
-    assert peer.decoding is not None
+        leaves = (x, *peer.module.parameters()) if case.training else ()
+        return {peer.name: differentiated(lambda: peer.forward(x), leaves)}
     batch, _, dim, heads = case.shape
     with torch.no_grad():
         k, v = (case.numbers(batch, heads, case.cached, dim // heads) for _ in "kv")
-        step = peer.decoding(k, v)
-    return torch.no_grad()(lambda: step(x))
-
-
-def copy_weights(peer: Peer, layer: SelfAttention) -> None:
-    """Give a layer of ours the weights of a peer that computes the same."""
-    assert peer.weights is not None
-    theirs, ours = peer.weights(), layer.named_weights()
-    if theirs.keys() != ours.keys():
-        raise ValueError(f"{peer.name} has the weights {', '.join(theirs)}, and the layer {', '.join(ours)}")
-    with torch.no_grad():
-        for weight, tensor in ours.items():
-            tensor.copy_(theirs[weight])
+        steps = {kind: make(k, v) for kind, make in peer.decoding.items() if compiled or kind != "compiled"}
+    return {f"{peer.name} {kind}".strip(): torch.no_grad()(lambda step=step: step(x)) for kind, step in steps.items()}
 
 
 def _mha(shape: Shape, causal: bool) -> Peer:
@@ -95,10 +90,7 @@ def _mha(shape: Shape, causal: bool) -> Peer:
         out: Tensor = layer(x, x, x, attn_mask=hidden, is_causal=causal, need_weights=False)[0]
         return out
 
-    def weights() -> dict[str, Tensor]:
-        return _three(layer.in_proj_weight) | {"o_proj": layer.out_proj.weight}
-
-    return Peer("mha", layer, forward, weights=weights)
+    return Peer("mha", layer, forward)
 
 
 def _x_transformers(shape: Shape, causal: bool) -> Peer:
@@ -109,14 +101,10 @@ def _x_transformers(shape: Shape, causal: bool) -> Peer:
     layer: Any = Attention(dim=shape.dim, heads=shape.heads, dim_head=size, causal=causal, flash=True)
 
     def decoding(k: Tensor, v: Tensor) -> Step:
-        kept = Intermediates(cached_kv=(k, v))
-        return lambda x: layer(x, cache=kept, return_intermediates=True)[0]
+        cache = Intermediates(cached_kv=(k, v))
+        return lambda x: layer(x, cache=cache, return_intermediates=True)[0]
 
-    def weights() -> dict[str, Tensor]:
-        names = {"q_proj": "to_q", "k_proj": "to_k", "v_proj": "to_v", "o_proj": "to_out"}
-        return {ours: getattr(layer, theirs).weight for ours, theirs in names.items()}
-
-    return Peer("x-transformers", layer, layer, decoding=decoding, weights=weights)
+    return Peer("x-transformers", layer, layer, decoding={"": decoding})
 
 
 def _bert(shape: Shape, causal: bool) -> Peer:
@@ -132,93 +120,86 @@ def _bert(shape: Shape, causal: bool) -> Peer:
         out: Tensor = dense(attention(x)[0])
         return out
 
-    def weights() -> dict[str, Tensor]:
-        parts = {"q_proj": attention.query, "k_proj": attention.key, "v_proj": attention.value, "o_proj": dense}
-        return _linear(parts)
-
-    return Peer("hf-bert", nn.ModuleList([attention, dense]), forward, bias=True, weights=weights)
+    return Peer("hf-bert", nn.ModuleList([attention, dense]), forward, bias=True)
 
 
 def _gpt2(shape: Shape, causal: bool) -> Peer:
     from transformers.models.gpt2.configuration_gpt2 import GPT2Config
     from transformers.models.gpt2.modeling_gpt2 import GPT2Attention
 
-    config = _config(GPT2Config, n_embd=shape.dim, n_head=shape.heads, attn_pdrop=0.0, resid_pdrop=0.0)
+    config = _config(GPT2Config, n_embd=shape.dim, n_head=shape.heads, attn_pdrop=0.0, resid_pdrop=0.0, n_layer=1)
     layer = GPT2Attention(config, layer_idx=0)
     layer.is_causal = causal
-
-    def weights() -> dict[str, Tensor]:  # its matrices lie the other way round
-        found = _three(layer.c_attn.weight.T, layer.c_attn.bias)
-        return found | {"o_proj": layer.c_proj.weight.T, "o_proj.bias": layer.c_proj.bias}
-
-    return Peer("hf-gpt2", layer, lambda x: layer(x)[0], True, False, lambda k, v: _hf_step(layer, k, v), weights)
+    return Peer("hf-gpt2", layer, lambda x: layer(x)[0], bias=True, decoding=_hf_steps(layer, lambda x, start: {}))
 
 
 def _llama(shape: Shape, causal: bool) -> Peer:
     from transformers.models.llama.configuration_llama import LlamaConfig
     from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRotaryEmbedding
 
-    config = _config(LlamaConfig, hidden_size=shape.dim, num_attention_heads=shape.heads)
+    config = _config(LlamaConfig, hidden_size=shape.dim, num_attention_heads=shape.heads, num_hidden_layers=1)
     config.num_key_value_heads = shape.heads
-    layer, turning = LlamaAttention(config, layer_idx=0), LlamaRotaryEmbedding(config)
+    layer, rotation = LlamaAttention(config, layer_idx=0), LlamaRotaryEmbedding(config)
     layer.is_causal = causal
     angles: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
 
-    def at(x: Tensor, start: int) -> tuple[Tensor, Tensor]:
+    def at(x: Tensor, start: int) -> dict[str, Any]:
         key = start, x.shape[1]
         if key not in angles:
-            angles[key] = turning.to(x.device)(x, torch.arange(start, start + x.shape[1], device=x.device)[None])
-        return angles[key]
-
-    def decoding(k: Tensor, v: Tensor) -> Step:
-        start = k.shape[2]
-        return _hf_step(layer, k, v, lambda x: {"position_embeddings": at(x, start)})
-
-    def weights() -> dict[str, Tensor]:
-        return {name: getattr(layer, name).weight for name in ("q_proj", "k_proj", "v_proj", "o_proj")}
+            positions = torch.arange(start, start + x.shape[1], device=x.device)[None]
+            angles[key] = rotation.to(x.device)(x, positions)
+        return {"position_embeddings": angles[key]}
 
     def forward(x: Tensor) -> Tensor:
-        out: Tensor = layer(x, position_embeddings=at(x, 0))[0]
+        out: Tensor = layer(x, **at(x, 0))[0]
         return out
 
-    return Peer("hf-llama", layer, forward, False, True, decoding, weights)
+    return Peer("hf-llama", layer, forward, rotary=True, decoding=_hf_steps(layer, at))
 
 
 def _config(kind: Any, **sizes: Any) -> Any:
     return kind(attn_implementation="sdpa", **sizes)
 
 
-def _hf_step(layer: Any, k: Tensor, v: Tensor, more: Callable[[Tensor], dict[str, Any]] = lambda x: {}) -> Step:
-    """One position more, and then the cache is what it was."""
-    from transformers import DynamicCache
+def _hf_steps(layer: Any, at: Callable[[Tensor, int], dict[str, Any]]) -> dict[str, MakeStep]:
+    """Decoding steps with transformers' caches; `at` gives what the layer needs to know of a position."""
 
-    cache = DynamicCache()
-    cache.update(k, v, 0)
-    kept: Any = cache.layers[0]
+    def growing(k: Tensor, v: Tensor) -> Step:
+        from transformers import DynamicCache
 
-    def step(x: Tensor) -> Tensor:
-        out: Tensor = layer(x, past_key_values=cache, **more(x))[0]
-        kept.keys, kept.values = k, v
-        return out
+        cache = DynamicCache()
+        cache.update(k, v, 0)
+        kept: Any = cache.layers[0]
 
-    return step
+        def step(x: Tensor) -> Tensor:
+            out: Tensor = layer(x, past_key_values=cache, **at(x, k.shape[2]))[0]
+            kept.keys, kept.values = k, v
+            return out
+
+        return step
+
+    def static(k: Tensor, v: Tensor, forward: Callable[..., Any] = layer) -> Step:
+        from transformers import StaticCache
+
+        cache = StaticCache(layer.config, max_cache_len=k.shape[2] + 1)
+        cache.update(k, v, 0)
+        layers: Any = cache.layers
+        length = layers[0].cumulative_length
+
+        def step(x: Tensor) -> Tensor:
+            out: Tensor = forward(x, past_key_values=cache, **at(x, k.shape[2]))[0]
+            length.fill_(k.shape[2])
+            return out
+
+        return step
+
+    def compiled(k: Tensor, v: Tensor) -> Step:
+        return static(k, v, torch.compile(layer, fullgraph=True))
+
+    return {"": growing, "static": static, "compiled": compiled}
 
 
-def _three(weight: Tensor, bias: Tensor | None = None) -> dict[str, Tensor]:
-    """The three projections that lie one below the other."""
-    names = ("q_proj", "k_proj", "v_proj")
-    found = dict(zip(names, weight.chunk(3), strict=True))
-    if bias is not None:
-        found |= {f"{name}.bias": part for name, part in zip(names, bias.chunk(3), strict=True)}
-    return found
-
-
-def _linear(parts: dict[str, nn.Linear]) -> dict[str, Tensor]:
-    found = {name: part.weight for name, part in parts.items()}
-    return found | {f"{name}.bias": part.bias for name, part in parts.items()}
-
-
-# By name, and what one word of `--against` stands for.
+# By name, and the names that one word of `--against` stands for.
 PEERS: dict[str, Callable[[Shape, bool], Peer]] = {
     "mha": _mha,
     "x-transformers": _x_transformers,
@@ -226,4 +207,5 @@ PEERS: dict[str, Callable[[Shape, bool], Peer]] = {
     "hf-gpt2": _gpt2,
     "hf-llama": _llama,
 }
-NAMES = {"mha": ("mha",), "x-transformers": ("x-transformers",), "hf": ("hf-bert", "hf-gpt2", "hf-llama")}
+_HF = ("hf-bert", "hf-gpt2", "hf-llama")
+NAMES = {"mha": ("mha",), "x-transformers": ("x-transformers",), "hf": _HF, "hf-compiled": _HF}

@@ -1,4 +1,4 @@
-"""One picture of a benchmark: time of each design relative to the first, beside what theory gives, and the floor."""
+"""One picture of a benchmark: time of each design relative to the first, the predicted ratio, and the lower bound."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from querykey.bench.bench import Bench, Row
-from querykey.bench.config import PASSES, Setting, Shape
+from querykey.bench.config import Config, Shape
 from querykey.report import figures
 
 _INK = figures.look(0).colour
@@ -22,16 +22,16 @@ Place = tuple[Shape, str]  # a shape and a design
 
 
 def as_svg(result: Bench) -> str:
-    """A file that stands alone: panels are passes, rows are the designs at each shape; others' layers are left out."""
-    first = result.setting.designs[0]
-    title = f"Time of each design relative to {first}, with what theory gives and with the floor: {result.machine}"
+    """An SVG file: panels are passes, rows are the designs at each shape; layers of other libraries are left out."""
+    first = result.config.designs[0]
+    title = f"Time of each design relative to {first}, with the predicted ratio and the lower bound: {result.machine}"
     return figures.picture(title, lambda: _figure(result))
 
 
 def _figure(result: Bench) -> Figure:
-    rows = [row for row in result.rows if row.name in map(str, result.setting.designs)]
+    rows = [row for row in result.rows if row.name in map(str, result.config.designs)]
     places = _places(rows)
-    passes = [what for what in PASSES if any(row.what == what for row in rows)]
+    passes = list(dict.fromkeys(row.what for row in rows))
     height = _TOP + _BOTTOM + round(_ROW * (max(places.values()) + 1))
     figure = Figure(figsize=(_WIDTH / 72, height / 72))
     wide = (_WIDTH - _LEFT - 14 - _GAP * (len(passes) - 1)) / len(passes)
@@ -41,11 +41,11 @@ def _figure(result: Bench) -> Figure:
         left = (_LEFT + number * (wide + _GAP)) / _WIDTH
         axes = figure.add_axes((left, _BOTTOM / height, wide / _WIDTH, 1 - (_TOP + _BOTTOM) / height))
         _panel(axes, [row for row in rows if row.what == what], places, looks, limit)
-        cached = f", {result.setting.cached:,} positions cached" if what == "decoding" else ""
+        cached = f", {result.config.cached:,} positions cached" if what == "decoding" else ""
         axes.set_title(what + cached, fontsize=10, loc="left", pad=6)
         axes.set_xlabel(f"time relative to {rows[0].name}", fontsize=9)
         if number == 0:
-            _names(axes, places, result.setting)
+            _names(axes, places, result.config)
     _legend(figure, height)
     return figure
 
@@ -63,7 +63,7 @@ def _places(rows: Sequence[Row]) -> dict[Place, int]:
 
 
 def _limit(rows: Sequence[Row]) -> float:
-    """Where the axes end: past all medians, and past intervals unless they would drown these."""
+    """The end of the axes: past all medians, and past intervals up to 1.25 × the largest median."""
     most = max(row.to_baseline.median for row in rows)
     return 1.04 * max(min(max(row.to_baseline.high for row in rows), 1.25 * most), 1.0)
 
@@ -82,15 +82,15 @@ def _panel(
     for row in rows:
         line = places[row.shape, row.name]
         colour, marker, _ = figures.look(looks[row.name])
-        floor = row.floor_seconds.median / baselines[row.shape].seconds.median
-        axes.plot([floor], [line], "|", color=_INK, markersize=9, markeredgewidth=1, alpha=0.55, zorder=2)
-        if row.theory is not None:
-            axes.plot([row.theory], [line], "o", color="none", markeredgecolor=_INK, markersize=9.5, zorder=2)
+        bound = row.bound_seconds.median / baselines[row.shape].seconds.median
+        axes.plot([bound], [line], "|", color=_INK, markersize=9, markeredgewidth=1, alpha=0.55, zorder=2)
+        if row.predicted is not None:
+            axes.plot([row.predicted], [line], "o", color="none", markeredgecolor=_INK, markersize=9.5, zorder=2)
         axes.hlines(line, row.to_baseline.low, min(row.to_baseline.high, limit), color=colour, lw=1.6)
         axes.plot([row.to_baseline.median], [line], marker, color=colour, markersize=5)
 
 
-def _names(axes: Axes, places: Mapping[Place, int], setting: Setting) -> None:
+def _names(axes: Axes, places: Mapping[Place, int], config: Config) -> None:
     """Designs to the left of their lines, and shapes over theirs."""
     named = dict[Shape, int]()
     for (shape, design), line in places.items():
@@ -113,8 +113,8 @@ def _legend(figure: Figure, height: float) -> None:
     axes.plot([488], [17], "|", color=_INK, markersize=9, markeredgewidth=1, alpha=0.55)
     texts = {
         31: "measured, with the middle half of rounds",
-        252: "theory: FLOPs, or bytes of a decoding step",
-        497: "floor: bare products and kernel",
+        252: "predicted: FLOPs, or bytes of a decoding step",
+        497: "lower bound: bare products and kernel",
     }
     for x, text in texts.items():
         axes.text(x, 17, text, va="center_baseline", fontsize=9)

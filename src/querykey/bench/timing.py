@@ -1,13 +1,14 @@
-"""Timing variants fairly on a noisy machine: in turn within each round, in one process, ratios within a round.
+"""Timing of variants on a noisy machine: they take turns within each round, in one process; ratios are of one round.
 
-Python's `timeit` is underneath, which keeps the garbage collector away, with the clock of `torch.utils.benchmark`,
-which waits for an accelerator. The `Timer` of that would warm up twice before every block, and so take three times as
-long where one call fills a block; here a tenth of a block warms it up.
+Python's `timeit` runs them, without garbage collection, with the clock of `torch.utils.benchmark`, which waits for an
+accelerator. The `Timer` of `torch.utils.benchmark` warms up twice before every block, which triples the time where one
+call fills a block; here a tenth of a block warms up.
 """
 
 from __future__ import annotations
 
 import gc
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from statistics import median, quantiles
@@ -16,11 +17,12 @@ from typing import NamedTuple
 
 from torch.utils.benchmark import timer
 
+from querykey.bench.config import LEAST_ROUNDS
+
 Run = Callable[[], object]
 Watch = Callable[[int], object]
 
 WARM_UP = 2  # calls before the first round
-LEAST_ROUNDS = 4  # fewer have no middle half
 
 
 class Spread(NamedTuple):
@@ -29,6 +31,13 @@ class Spread(NamedTuple):
     median: float
     low: float
     high: float
+
+    def noise(self, rounds: int) -> float:
+        """Half the width of a 95 % interval for the median of that many rounds.
+
+        1.96 × 1.253 σ/√rounds with σ = (high − low) / 1.349, as for normal noise.
+        """
+        return 1.82 * (self.high - self.low) / math.sqrt(rounds)
 
     def __str__(self) -> str:
         return f"{self.median:.3f} [{self.low:.3f}, {self.high:.3f}]"
@@ -44,15 +53,15 @@ def interleave(
 ) -> dict[str, list[float]]:
     """Seconds per call of each variant, one number a round.
 
-    In a round every variant runs once for about `block` seconds; the order is turned from round to round, so that
-    none always follows the same other. Garbage is collected between rounds and not within.
+    In a round every variant runs once for about `block` seconds. Each round starts with the next variant, so that none
+    always follows the same other. Garbage is collected between rounds only.
 
     Args:
         variants: what to run, by name.
         rounds: how often each is timed.
         block: seconds that a variant runs in a round, or one call where a call takes longer.
         clock: gives the time in seconds, with an accelerator's work done.
-        watch: called with the number of rounds that are done.
+        watch: called with the number of finished rounds.
 
     Raises:
         ValueError: if there are fewer than four rounds.
@@ -74,25 +83,25 @@ def interleave(
 
 
 def order(names: Sequence[str], number: int) -> list[str]:
-    """In which the variants run in this round: each round begins one later."""
-    turn = number % len(names)
-    return [*names[turn:], *names[:turn]]
+    """The order of the variants in a round: each round starts with the next one."""
+    first = number % len(names)
+    return [*names[first:], *names[:first]]
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Of one number a round."""
+    """Median and middle half of one number a round."""
     low, _, high = quantiles(values, n=4)
     return Spread(median(values), low, high)
 
 
 def ratio(times: Mapping[str, Sequence[float]], name: str, to: str) -> Spread:
-    """Of one variant to another, round by round."""
+    """The ratio of one variant's time to another's, round by round."""
     return spread([a / b for a, b in zip(times[name], times[to], strict=True)])
 
 
 @contextmanager
 def _frozen() -> Iterator[None]:
-    """Within, garbage is looked for among what is new: among all modules' objects it would take a tenth of a second."""
+    """Within this block the garbage collector skips older objects: all modules' objects would take it 0.1 s."""
     gc.collect()
     gc.freeze()
     try:
@@ -102,6 +111,6 @@ def _frozen() -> Iterator[None]:
 
 
 def _repeats(one: Timer, block: float) -> int:
-    """How many calls fill a block; this also warms up."""
+    """Number of calls that fill a block; this also warms up."""
     one.timeit(WARM_UP)
     return max(1, round(block / max(one.timeit(1), 1e-6)))

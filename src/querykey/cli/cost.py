@@ -4,123 +4,81 @@ from __future__ import annotations
 
 import argparse
 import csv
-import dataclasses
 import json
 import sys
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
-from querykey.design import PARTITIONS, Design, DesignError
+from querykey.cli.options import add_command, add_format, add_options, given
+from querykey.costs import Amounts, Cost, cost
 from querykey.extras import needs
 
-if TYPE_CHECKING:
-    from querykey.layout import Layout
-
-COST_DESIGNS = (*PARTITIONS, "q=k,v+core=full", "q=k=v+core=full")
-DTYPES = ("float32", "bfloat16", "float16", "float64")
+EXAMPLES = {
+    "querykey cost --dim 512 --heads 8": "one layer, all designs",
+    "querykey cost --dim 4096 --heads 32 --kv-heads 8 --layers 32 --length 8192 --dtype bfloat16": (
+        "the attention of an 8B model with grouped keys, and its KV cache for one sequence"
+    ),
+}
+_TITLES = {
+    "parameters": "parameters",
+    "flops": "FLOPs",
+    "cache_bytes_per_token": "cache per token",
+    "cache_bytes": "cache",
+}
+_UNITS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1, ""))
 
 
 def add_to(commands: Any) -> None:
     """The command and its options."""
-    about = "what each design costs: parameters, FLOPs and cached bytes of one attention layer"
-    parser = commands.add_parser("cost", help=about, description=about)
-    parser.add_argument("--dim", type=int, required=True, metavar="N", help="width of the model")
-    parser.add_argument("--heads", type=int, required=True, metavar="N", help="query heads")
-    parser.add_argument(
-        "--kv-heads", type=int, metavar="N", help="key and value heads, for the designs that can have fewer"
-    )
-    parser.add_argument("--head-dim", type=int, metavar="N", help="size of a head (default: dim / heads)")
-    parser.add_argument(
-        "--length", type=int, default=2048, metavar="N", help="positions of the forward pass (default: 2048)"
-    )
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the cache (default: float32)")
-    parser.add_argument(
-        "--designs", nargs="+", default=COST_DESIGNS, metavar="DESIGN", help="the first is the baseline"
-    )
-    parser.add_argument("--format", choices=("table", "csv", "json"), default="table")
-    parser.set_defaults(command=_run)
+    about = "show what each design costs: parameters, FLOPs and bytes of the KV cache"
+    parser = add_command(commands, "cost", about, _run, EXAMPLES)
+    add_options(parser, cost)
+    add_format(parser, "table", "csv", "json")
 
 
 def _run(chosen: argparse.Namespace) -> int:
-    if chosen.length < 1:
-        raise ValueError(f"--length must be positive, not {chosen.length}")
-    layouts, notes = [], []
-    for text in chosen.designs:
-        layout, note = _resolve_grouped(Design.parse(text), chosen)
-        layouts.append(layout)
-        notes += [note] * bool(note)
-    rows = [_cost_row(layout, layouts[0], chosen) for layout in layouts]
-    if chosen.format == "json":
-        print(json.dumps(rows, indent=2))
-    elif chosen.format == "csv":
-        writer = csv.DictWriter(sys.stdout, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    else:
-        _print_costs(rows, chosen)
-    for note in notes:
-        print(note, file=sys.stderr)
+    costs = cost(**given(chosen, cost))
+    rows = list(map(_record, costs))
+    match chosen.format:
+        case "json":
+            print(json.dumps(rows, indent=2))
+        case "csv":
+            writer = csv.DictWriter(sys.stdout, list(rows[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+        case _:
+            _print(costs)
+    for one in costs:
+        if one.note:
+            print(one.note, file=sys.stderr)
     return 0
 
 
-def _resolve_grouped(design: Design, chosen: argparse.Namespace) -> tuple[Layout, str]:
-    """With the key heads asked for, where the design can have them; else without, and a note that says why."""
-    from querykey.layout import Layout  # needs torch, which the parser does not
-
-    sizes = {"dim": chosen.dim, "heads": chosen.heads, "head_dim": chosen.head_dim}
-    plain = Layout.of(design, **sizes)
-    if chosen.kv_heads in (None, plain.kv_heads) or design.kv_heads:
-        return plain, ""
-    if chosen.kv_heads < 1 or chosen.heads % chosen.kv_heads:
-        raise ValueError(f"--kv-heads {chosen.kv_heads} must divide the {chosen.heads} query heads")
-    try:
-        return Layout.of(dataclasses.replace(design, kv_heads=chosen.kv_heads), **sizes), ""
-    except DesignError as error:
-        why = str(error).partition(": ")[2]
-        return plain, f"{design} is shown with {plain.kv_heads} key heads: {why}"
-
-
-def _cost_row(layout: Layout, baseline: Layout, chosen: argparse.Namespace) -> dict[str, Any]:
-    import torch
-
-    dtype = getattr(torch, chosen.dtype)
-    row: dict[str, Any] = {"design": str(layout.design), "kv_heads": layout.kv_heads}
-    measures = {
-        "parameters": lambda one: one.parameters,
-        "flops": lambda one: one.flops(chosen.length),
-        "cache_bytes_per_token": lambda one: one.cache_bytes(dtype),
-    }
-    for name, measure in measures.items():
-        row[name] = measure(layout)
-        row[f"{name}_ratio"] = round(measure(layout) / measure(baseline), 4)
+def _record(one: Cost) -> dict[str, Any]:
+    row: dict[str, Any] = {"design": str(one.design), "kv_heads": one.kv_heads}
+    for name, amount in one.amounts._asdict().items():
+        row |= {name: amount, f"{name}_ratio": round(one.ratio(name), 4)}
     return row
 
 
-def _print_costs(rows: list[dict[str, Any]], chosen: argparse.Namespace) -> None:
+def _print(costs: Sequence[Cost]) -> None:
     with needs("study"):
-        from rich import box
         from rich.console import Console
-        from rich.table import Table
-    title = (
-        f"One attention layer: dim {chosen.dim}, {chosen.heads} heads, {chosen.length} positions, {chosen.dtype} cache"
-    )
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("design", no_wrap=True)
-    for name in ("parameters", "FLOPs", "cache B/token"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for row in rows:
-        table.add_row(
-            row["design"],
-            *(
-                f"{_short(row[name])} {row[f'{name}_ratio']:5.2f}×"
-                for name in ("parameters", "flops", "cache_bytes_per_token")
-            ),
-        )
-    Console().print(table)
+
+        from querykey.report.table import Cell, Column, Table
+    columns = [Column("design", "left")]
+    cells = [[Cell(str(one.design), style="code") for one in costs]]
+    for name in Amounts._fields:
+        texts = aligned([getattr(one.amounts, name) for one in costs], "B" * name.startswith("cache"))
+        columns.append(Column(_TITLES[name], detail="ratio"))
+        cells.append([Cell(text, f"{one.ratio(name):.2f}") for text, one in zip(texts, costs, strict=True)])
+    Console().print(Table(columns, list(zip(*cells, strict=True))))
 
 
-def _short(number: int) -> str:
-    """Four digits and a unit: 41943040 -> "41.94 M"."""
-    for size, unit in ((1e12, " T"), (1e9, " G"), (1e6, " M")):
-        if number >= size:
-            return f"{number / size:,.4g}{unit}"
-    return f"{number:,}"
+def aligned(numbers: Sequence[int], unit: str) -> list[str]:
+    """The numbers in one unit and with equally many decimals, three digits at least where they are not whole."""
+    size, prefix = next((size, prefix) for size, prefix in _UNITS if max(numbers) >= size)
+    shown = [number / size for number in numbers]
+    digits = next((n for n in range(3) if min(shown) * 10**n >= 100 or all(x == round(x, n) for x in shown)), 3)
+    name = f" {prefix}{unit}".rstrip()
+    return [f"{value:,.{digits}f}{name}" for value in shown]

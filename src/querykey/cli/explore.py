@@ -6,13 +6,20 @@ import argparse
 import sys
 from typing import Any
 
+from querykey.cli.options import add_command, output_file, whole_number
 from querykey.extras import needs
+
+EXAMPLES = {
+    "querykey explore cycle": "a trained example in which different W_Q and W_K are needed",
+    "querykey explore ./model --text 'The cat sat.'": "a checkpoint of yours",
+    "querykey explore runs/why --export page.html": "a run of compare as one file",
+}
 
 
 def add_to(commands: Any) -> None:
     """The command and its options."""
     about = "open a page with a real model's queries and keys, on which sharing is a switch"
-    parser = commands.add_parser("explore", help=about, description=about)
+    parser = add_command(commands, "explore", about, _run, EXAMPLES)
     parser.add_argument(
         "model",
         nargs="?",
@@ -21,12 +28,15 @@ def add_to(commands: Any) -> None:
         "(default: MiniLM where its package is installed, else bytes, a small model that is trained now)",
     )
     parser.add_argument("--text", metavar="TEXT", help="what to show first")
-    parser.add_argument("--port", type=int, default=8420, metavar="N", help="or the next free one (default: 8420)")
-    parser.add_argument("--export", metavar="FILE.html", help="write the page as one file that needs no network")
+    parser.add_argument(
+        "--port", type=whole_number, default=8420, metavar="N", help="or the next free one (default: 8420)"
+    )
+    parser.add_argument(
+        "--export", type=output_file, metavar="FILE.html", help="write the page as one file that needs no network"
+    )
     parser.add_argument("--no-browser", action="store_true", help="print the address, open nothing")
     parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit of a repository")
     parser.add_argument("--trust-remote-code", action="store_true", help="run the code that a checkpoint brings")
-    parser.set_defaults(command=_run)
 
 
 def _run(chosen: argparse.Namespace) -> int:

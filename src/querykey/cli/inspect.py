@@ -6,26 +6,35 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
+from querykey.cli.options import add_command, add_format, output_folder, whole_number
 from querykey.extras import load, needs
 
 if TYPE_CHECKING:
     from querykey.inspection.inspect import Inspection
 
 FORMATS = ("table", "csv", "json", "parquet")
+EXAMPLES = {
+    "querykey inspect HuggingFaceTB/SmolLM2-135M": "W_Q and W_K of a model on the Hub",
+    "querykey inspect ./model --text notes.txt --out report": "with the model run on a text, as a page",
+    "querykey inspect ./before ./after --per head --format csv": "two checkpoints, a row for each head",
+}
 
 
 def add_to(commands: Any) -> None:
     """The command and its options."""
     about = "what the heads of a trained checkpoint do with their query and key weights"
-    parser = commands.add_parser("inspect", help=about, description=about)
+    parser = add_command(commands, "inspect", about, _run, EXAMPLES, "stopped; nothing was written")
     parser.add_argument(
         "checkpoints", nargs="+", metavar="CHECKPOINT", help="a folder, or a repository on the Hub; two are compared"
     )
     parser.add_argument("--per", choices=("layer", "head"), default="layer", help="a row per layer (default) or head")
+    add_format(parser, *FORMATS)
     parser.add_argument(
-        "--format", choices=FORMATS, default="table", help="on standard output (default: table); all else is on stderr"
+        "--out",
+        type=output_folder,
+        metavar="DIR",
+        help="write DIR/report.html, one page that needs nothing beside itself",
     )
-    parser.add_argument("--out", metavar="DIR", help="write DIR/report.html, one page that needs nothing beside itself")
     parser.add_argument(
         "--text", metavar="FILE", help="text for the model to read: how heads behave, what sharing costs"
     )
@@ -36,13 +45,16 @@ def add_to(commands: Any) -> None:
         help="with a text, replace all heads at once, and also each layer (default) or each head, which takes long",
     )
     parser.add_argument(
-        "--pieces", type=int, default=32, metavar="N", help="of the text, 128 tokens each, to read (default: 32)"
+        "--pieces",
+        type=whole_number,
+        default=32,
+        metavar="N",
+        help="of the text, 128 tokens each, to read (default: 32)",
     )
     parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit, for repositories")
     parser.add_argument(
         "--trust-remote-code", action="store_true", help="run code that comes with a checkpoint (never done otherwise)"
     )
-    parser.set_defaults(command=_run)
 
 
 def _run(chosen: argparse.Namespace) -> int:
@@ -56,11 +68,7 @@ def _run(chosen: argparse.Namespace) -> int:
     if chosen.format == "parquet" and sys.stdout.isatty():
         raise ValueError("parquet is not for terminals; send it to a file: --format parquet > heads.parquet")
     told = Console(stderr=True, soft_wrap=True, highlight=False)
-    try:
-        inspections = [_examined(path, chosen, told) for path in chosen.checkpoints]
-    except KeyboardInterrupt:
-        told.print("querykey: stopped; nothing was written")
-        return 130
+    inspections = [_examined(path, chosen, told) for path in chosen.checkpoints]
     _print(inspections, chosen)
     for one in inspections:
         told.print(f"\n{one.place}" if len(inspections) > 1 else "", style="bold")

@@ -6,16 +6,21 @@ import argparse
 import sys
 from typing import Any
 
+from querykey.cli.options import add_command, add_format
 from querykey.extras import needs
+
+EXAMPLES = {
+    "querykey report runs/why": "the tables of a run, also while it is still training",
+    "querykey report runs/why --format csv > cells.csv": "one row for each training run",
+}
 
 
 def add_to(commands: Any) -> None:
     """The command and its options."""
     about = "make the report of a finished or unfinished study again, from its records"
-    parser = commands.add_parser("report", help=about, description=about)
+    parser = add_command(commands, "report", about, _run, EXAMPLES)
     parser.add_argument("folder", metavar="DIR", help="the folder that compare wrote to")
-    parser.add_argument("--format", choices=("table", "csv", "json", "html"), default="table")
-    parser.set_defaults(command=_run)
+    add_format(parser, "table", "csv", "json", "html")
 
 
 def _run(chosen: argparse.Namespace) -> int:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from querykey.design import Design
-from querykey.layout import Layout
-from querykey.tasks import Positions
+if TYPE_CHECKING:  # the command line reads the fields before it loads torch
+    from querykey.design import Design
+    from querykey.layout import Layout
+    from querykey.tasks import Positions
 
 
 class PlanError(ValueError):
@@ -18,14 +20,18 @@ class Config:
     """The size of a cell's model, and how it is trained.
 
     Args:
-        layers, dim, heads, head_dim: of the Transformer.
-        mlp: width of its MLP in units of `dim`; 0 for none.
-        positions: "none", "learned" or "rotary"; None for what the task asks for.
+        layers: number of Transformer layers.
+        dim: model width.
+        heads: number of query heads.
+        head_dim: size of a head (default: dim / heads).
+        mlp: width of the MLP in units of dim; 0 for no MLP.
+        positions: none, learned or rotary (default: what the task needs).
         dropout: of the attention weights.
         steps: optimiser steps.
-        batch: examples per step.
-        lr: peak learning rate of AdamW; it rises over `warmup` (a share of the steps) and falls linearly to 0.
+        batch: examples in a step.
+        lr: peak learning rate of AdamW; it rises during the warmup and falls linearly to 0.
         weight_decay: of AdamW.
+        warmup: share of the steps during which the learning rate rises.
         evaluations: points of the validation curve.
     """
 
@@ -68,6 +74,8 @@ class Config:
         Raises:
             DesignError: if it cannot be at these sizes.
         """
+        from querykey.layout import Layout
+
         return Layout.of(design, self.dim, self.heads, head_dim=self.head_dim, rotary=self.positions == "rotary")
 
 

@@ -1,28 +1,29 @@
-"""What a pass must do at the least: FLOPs and bytes, from a design's `Layout`.
+"""FLOPs and bytes of a pass, from a design's `Layout`.
 
-With P the FLOPs of one position's projections and core, and S those of one pair of positions (score and weighted sum,
-all heads), and A the pairs that may attend, L² or with a causal mask L(L + 1)/2, less what a window hides:
+P are the FLOPs of one position's projections and core, S those of one pair of positions (score and weighted sum, all
+heads), and A is the number of pairs that may attend: L², with a causal mask L(L + 1)/2, with a window fewer.
 
     prefill     B (L P + A S)
     training    B (3 L P + 3.5 A S): each product has two in the backward pass, and the fused kernels, which keep no
-                scores, form them once more there: 7 products of all positions with all in place of 2
-    decoding    B (P + (n + 1) S) with n positions cached, or a window instead of n + 1
+                scores, compute them again there: 7 products of all positions with all in place of 2
+    decoding    B (P + (n + 1) S) with n positions cached, or a window in place of n + 1
 
     bytes of a decoding step    size of a number × (parameters + B (n + 1) × numbers cached per token)
 
-Prefill and training take the ratio of FLOPs, for their products do many operations for each number that they read. A
-step of decoding does 2 B for each weight and 2 for each cached number (times the query heads of its group), far less
-than a processor could while it reads the next one, so there the ratio of bytes is taken, as long as B is small.
+The predicted saving is the ratio of FLOPs for prefill and training, whose products do many operations for each number
+that they read. A decoding step does 2 B operations for each weight and 2 for each cached number (times the query heads
+of its group), far fewer than a processor can do while it reads the next one. So its predicted saving is the ratio of
+bytes, as long as B is small.
 """
 
 from __future__ import annotations
 
-from querykey.bench.config import Case
+from querykey.bench.case import Case
 from querykey.layout import Layout
 
 
 def work(layout: Layout, case: Case) -> int:
-    """What ratios are taken of: the bytes of a step of decoding, else FLOPs."""
+    """The amount whose ratio predicts the saving: bytes of a decoding step, else FLOPs."""
     return step_bytes(layout, case) if case.decoding else flops(layout, case)
 
 
@@ -40,11 +41,11 @@ def flops(layout: Layout, case: Case) -> int:
 
 
 def step_bytes(layout: Layout, case: Case) -> int:
-    """Bytes that one step of decoding must read: all weights once, and all that is kept and seen."""
+    """Bytes that one decoding step must read: all weights once, and the cached positions that it attends to."""
     return case.dtype.itemsize * layout.parameters + case.shape.batch * case.seen * layout.cache_bytes(case.dtype)
 
 
 def _per_position_and_pair(layout: Layout) -> tuple[int, int]:
-    """FLOPs over L positions are L P + L² S, so those over one and two give P and S."""
+    """FLOPs over L positions are L P + L² S, so those over one and two positions give P and S."""
     pair = layout.flops(2) // 2 - layout.flops(1)
     return layout.flops(1) - pair, pair
