@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
-BENCH  := --shapes 32,64,128,4 8,128,256,4 4,512,512,8 1,2048,512,8 --against mha x-transformers hf --out benchmarks/results
+BENCH  := --shapes 32,64,128,4 8,128,256,4 4,512,512,8 1,2048,512,8 --against mha x-transformers hf hf-compiled --out benchmarks/results
 
 .PHONY: setup compare test test-slow check format bench hooks clean
 .DEFAULT_GOAL := help
@@ -39,7 +39,7 @@ format: setup ## mend formatting and what lint can mend
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: setup ## time the layer against its floor and its peers, into benchmarks/results (about 10 minutes)
+bench: setup ## time the layer against lower bounds and other libraries, into benchmarks/results (about 10 minutes)
 	$(BIN)/querykey bench $(BENCH)
 	$(BIN)/querykey bench $(BENCH) --passes prefill training --causal
 

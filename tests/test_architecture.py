@@ -14,7 +14,7 @@ FLOORS = (
     {"extras", "spelling", "machine", "bilinear", "stats", "report"},
     {"design"},
     {"layout", "checkpoint", "tasks"},
-    {"attention", "generation"},
+    {"attention", "generation", "costs"},
     {"transformer", "bench"},
     {"models"},
     {"study", "inspection", "conversion"},

@@ -387,10 +387,7 @@ def test_markdown_says_where_it_comes_from(result):
     command = "`querykey bench --designs q,k,v q=k,v+core=full --against hf`"
     assert f"{command}: torch 2.11.0, 2 threads, float32 on cpu, 15 rounds." in page
     assert "](a.svg)" in page
-    assert (
-        "| `q=k,v+core=full` | 250 225–275 | 1.25 1.20–1.30 | 0.82 0.80–0.84 | 0.81 | 5.24 MB | flash | 8 |"
-        in page
-    )
+    assert "| `q=k,v+core=full` | 250 225–275 | 1.25 1.20–1.30 | 0.82 0.80–0.84 | 0.81 | 5.24 MB | flash | 8 |" in page
     assert "- x-transformers is not installed" in page
     tables = [line.count("|") for line in page.splitlines() if line.startswith("|")]
     assert tables == [9] * 10 + [10] * 5

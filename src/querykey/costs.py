@@ -10,6 +10,7 @@ imported where it is used.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -63,7 +64,7 @@ def cost(
     *,
     dim: int,
     heads: int,
-    designs: tuple[Design, ...] = DESIGNS,
+    designs: Sequence[Design | str] = DESIGNS,
     kv_heads: int | None = None,
     head_dim: int | None = None,
     layers: int = 1,

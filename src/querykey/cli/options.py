@@ -16,11 +16,11 @@ import inspect
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
 from textwrap import dedent
-from types import NoneType
+from types import NoneType, UnionType
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from querykey.spelling import hint, unknown
@@ -105,9 +105,8 @@ def add_options(parser: Any, source: Callable[..., Any], only: Iterable[str] = (
         if kind is bool:
             words["action"] = "store_true"
         else:
-            many = get_origin(kind) is tuple
-            one = get_args(kind)[0] if many else kind
-            words |= _reader(one) | ({"nargs": "+"} if many else {})
+            many = get_origin(kind) in (tuple, Sequence)
+            words |= _reader(get_args(kind)[0] if many else kind) | ({"nargs": "+"} if many else {})
             words["required"] = parameter.default is parameter.empty
         parser.add_argument(f"--{name.replace('_', '-')}", **words)
 
@@ -198,7 +197,7 @@ def parsed(read: Callable[[str], Any]) -> Callable[[str], Any]:
 
 
 def _kind(annotation: Any, names: Mapping[str, Any]) -> Any:
-    """The type that an annotation stands for, without None; `str` where only type checkers know its names."""
+    """The type that an annotation stands for, without None; `str` if only type checkers know its names."""
     try:
         kind = eval(annotation, dict(names)) if isinstance(annotation, str) else annotation
     except NameError:
@@ -208,7 +207,9 @@ def _kind(annotation: Any, names: Mapping[str, Any]) -> Any:
 
 
 def _reader(kind: Any) -> dict[str, Any]:
-    """How argparse reads one value of this type."""
+    """How argparse reads one value of this type; of a union, of its first member."""
+    if isinstance(kind, UnionType):
+        kind = get_args(kind)[0]
     if get_origin(kind) is Literal:
         return {"choices": get_args(kind), "metavar": "NAME"}
     if kind in (int, float):
