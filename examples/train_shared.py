@@ -48,9 +48,7 @@ def train(design: str, steps: int, batch: int, accelerator: Accelerator) -> tupl
     validation = DataLoader(windows(files[:8], 128), batch_size=batch)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps * accelerator.num_processes + 1)
-    model, optimizer, loader, validation, schedule = accelerator.prepare(
-        model, optimizer, loader, validation, schedule
-    )
+    model, optimizer, loader, validation, schedule = accelerator.prepare(model, optimizer, loader, validation, schedule)
     model.train()
     for step, (tokens,) in enumerate(loader):
         loss = model(tokens, labels=tokens).loss
