@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from querykey.attention.cache import KVCache
+    from querykey.attention.expansion import PlainWeights
     from querykey.attention.functional import attend
     from querykey.attention.layer import SelfAttention
     from querykey.attention.reference import attention_scores, attention_weights
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from querykey.design import PARTITIONS, Design, DesignError
     from querykey.explorer.open import explore
     from querykey.inspection.inspect import inspect
-    from querykey.layout import Layout, PlainWeights
+    from querykey.layout import Layout
     from querykey.study.compare import compare
 
 __version__ = "0.1.0"
@@ -47,7 +48,7 @@ _HOME = {
     "DesignError": ("querykey.design", None),
     "KVCache": ("querykey.attention.cache", None),
     "Layout": ("querykey.layout", None),
-    "PlainWeights": ("querykey.layout", None),
+    "PlainWeights": ("querykey.attention.expansion", None),
     "SelfAttention": ("querykey.attention.layer", None),
     "attend": ("querykey.attention.functional", None),
     "attention_scores": ("querykey.attention.reference", None),

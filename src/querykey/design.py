@@ -44,6 +44,9 @@ class Design:
         qknorm: RMS norm of queries and keys over the head size, with learned gains (Henry et al., 2010.04245).
         qk_dim: head size of queries and keys where it differs from that of values.
         kv_heads: number of key and value heads (grouped queries, Ainslie et al., 2305.13245); 1 is multi-query.
+        latent: width R of a latent ``c = x B`` that the shared roles read, each through a matrix of its own:
+            ``"q,k=v+latent=192"`` is ``k = c A_k``, ``v = c A_v``, and a cache keeps c (as in DeepSeek-V2, 2405.04434,
+            without its separate rotary part).
         qkscale: factor on the initial W_Q and W_K, not on a core.
 
     Raises:
@@ -57,13 +60,14 @@ class Design:
     qknorm: bool = False
     qk_dim: int | None = None
     kv_heads: int | None = None
+    latent: int | None = None
     qkscale: float = 1.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sharing", _canonical(self.sharing))
         _check_choice("core", self.core, (None, *get_args(Core)))
         _check_choice("similarity", self.similarity, get_args(Similarity))
-        for name in ("qk_dim", "kv_heads"):
+        for name in ("qk_dim", "kv_heads", "latent"):
             value = getattr(self, name)
             if value is not None and not (type(value) is int and value > 0):
                 raise DesignError(f"{name} must be a positive whole number, not {value!r}")
@@ -115,8 +119,59 @@ class Design:
         return tuple(tuple(part.split("=")) for part in self.sharing.split(","))
 
     def shares(self, first: str, second: str) -> bool:
-        """Whether two of the roles q, k, v and the input x are one tensor."""
-        return any(first in part and second in part for part in self.parts)
+        """Whether two of the roles q, k, v and the input x are one tensor. Roles that read one latent are not."""
+        return any(first in part and second in part for part in self.parts if part != self.latent_roles)
+
+    @property
+    def latent_roles(self) -> tuple[str, ...]:
+        """The roles that read the latent, or none: for ``q,k=v+latent=192`` they are ``("k", "v")``."""
+        shared = (part for part in self.parts if self.latent is not None and len({*part} & {*ROLES}) > 1)
+        return next(shared, ())
+
+
+def check_combination(design: Design, *, rotary: bool = False) -> None:
+    """Raise for a combination of options that is impossible at any size.
+
+    Raises:
+        DesignError: if the options exclude each other.
+    """
+    tied = design.shares("q", "k")
+    with_values = design.shares("q", "v") or design.shares("k", "v")
+    unprojected = {role for role in ("q", "k") if design.shares(role, "x")}
+    _check_latent(design)
+    if design.core and not tied:
+        raise DesignError("a core acts where queries and keys are shared; write q=k, or leave the core out")
+    if design.core == "symmetric" and rotary:
+        raise DesignError(
+            "a symmetric core does not commute with rotary positions, so its scores would not be symmetric; "
+            "take core=signed or core=full"
+        )
+    if design.kv_heads and design.shares("q", "v") and not tied:
+        raise DesignError("q = v gives as many value heads as query heads, so kv_heads cannot be chosen")
+    if design.kv_heads and tied and design.core != "full":
+        raise DesignError(
+            "q = k with kv_heads needs core=full: each query head then has its own core over its group's keys"
+        )
+    if design.qk_dim and with_values:
+        raise DesignError("queries or keys that are shared with values have their head size; leave qk_dim out")
+    if design.qkscale != 1.0:
+        if design.similarity == "cosine":
+            raise DesignError("cosine similarity ignores the scale of W_Q and W_K; leave qkscale out")
+        if with_values:
+            raise DesignError("qkscale would also scale the values that share the weight; leave it out")
+        if unprojected == {"q", "k"}:
+            raise DesignError("qkscale has no weight to scale where queries and keys are the input; leave it out")
+
+
+def _check_latent(design: Design) -> None:
+    if design.latent is None:
+        return
+    if not design.latent_roles:
+        raise DesignError("a latent is read by roles that share; write q=k, k=v or q=k=v, or leave the latent out")
+    if "x" in design.latent_roles:
+        raise DesignError("a latent is a projection of the input, so its roles cannot be x; leave x or the latent out")
+    if design.core:
+        raise DesignError("queries and keys that read a latent have a matrix each already; leave the core out")
 
 
 def _canonical(sharing: str) -> str:
@@ -146,6 +201,7 @@ _OPTIONS: dict[str, tuple[str, Callable[[str], Any] | Any]] = {
     "qknorm": ("qknorm", True),
     "qk_dim": ("qk_dim", int),
     "kv_heads": ("kv_heads", int),
+    "latent": ("latent", int),
     "qkscale": ("qkscale", float),
 }
 
@@ -161,7 +217,7 @@ def _read_option(word: str) -> tuple[str, Any]:
             raise DesignError(f"{name} takes no value, but came with {text!r}")
         return field, reader
     if not text:
-        example = {"core": "full", "qk_dim": "16", "kv_heads": "2", "qkscale": "0.25"}[name]
+        example = {"core": "full", "qk_dim": "16", "kv_heads": "2", "latent": "192", "qkscale": "0.25"}[name]
         raise DesignError(f"{name} needs a value, such as {name}={example}")
     if reader is str:
         return field, text

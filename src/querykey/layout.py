@@ -1,7 +1,7 @@
 """A design at concrete sizes: its named weights, which of them each role reads, and what it costs.
 
 This is the only place that knows what each option means for shapes, parameters, FLOPs and cached bytes, and the only
-one that refuses a combination. The attention layer is built from it, the cost table printed from it.
+one that refuses a combination. The attention layer is built from a `Layout`, and the cost table is printed from it.
 """
 
 from __future__ import annotations
@@ -9,13 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from functools import cached_property
+from typing import Literal
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
-from querykey.design import Design, DesignError
+from querykey.design import Design, DesignError, check_combination
 
 Init = Literal["normal", "alternating", "constant"]
 
@@ -39,32 +38,13 @@ class Weight:
         return math.prod(self.shape)
 
 
-class PlainWeights(NamedTuple):
-    """A design written out as ordinary attention: the weights that the textbook formula needs, per head.
-
-    A core is folded into `W_Q` and `b_Q`; keys and values of a group are given once. `temperature` is τ of the cosine
-    similarity, the gains belong to the norms of queries and keys; None where the design has none.
-    """
-
-    W_Q: Float[Tensor, "heads dim qk_dim"]
-    W_K: Float[Tensor, "kv_heads dim qk_dim"]
-    W_V: Float[Tensor, "kv_heads dim head_dim"]
-    W_O: Float[Tensor, "heads head_dim dim"]
-    b_Q: Float[Tensor, "heads qk_dim"] | None = None
-    b_K: Float[Tensor, "kv_heads qk_dim"] | None = None
-    b_V: Float[Tensor, "kv_heads head_dim"] | None = None
-    b_O: Float[Tensor, " dim"] | None = None
-    temperature: Float[Tensor, " heads"] | None = None
-    q_gain: Float[Tensor, " qk_dim"] | None = None
-    k_gain: Float[Tensor, " qk_dim"] | None = None
-
-
 @dataclass(frozen=True)
 class Layout:
     """A design at sizes, made by `Layout.of`.
 
-    `projections` maps each projection, such as ``"qk_proj"``, to its (heads, head size); `reads` maps each role to the
-    projection that it reads, or to ``"x"``; `cached` maps what a decoding step must keep to its (heads, head size).
+    `projections` maps each projection of the input, such as ``"qk_proj"``, to its (heads, head size); `reads` maps each
+    role to the projection that it reads, or to ``"x"``; `products` maps each fused matrix product of the layer to the
+    rows of its weights; `cached` maps what a decoding step must keep to its (heads, head size).
     """
 
     design: Design
@@ -95,7 +75,7 @@ class Layout:
             heads: number of query heads.
             head_dim: head size of values, and of queries and keys unless the design's `qk_dim` says otherwise;
                 ``dim / heads`` when not given.
-            bias: whether each projection has a bias.
+            bias: whether queries, keys, values and the output have a bias.
             rotary: whether queries and keys are rotated by position.
 
         Raises:
@@ -103,7 +83,7 @@ class Layout:
         """
         design = Design.parse(design)
         try:
-            _refuse_impossible(design, rotary)
+            check_combination(design, rotary=rotary)
             for name, value in {"dim": dim, "heads": heads, "head_dim": head_dim}.items():
                 if value is not None and value < 1:
                     raise DesignError(f"{name} must be positive, not {value}")
@@ -120,44 +100,78 @@ class Layout:
             raise DesignError(f"design {design}: {error}") from None
         return layout
 
-    @property
-    def projections(self) -> dict[str, tuple[int, int]]:
-        """Each learned projection of the input, with its number of heads and their size."""
-        return {_projection_name(part): self.head_shape(part[0]) for part in self.design.parts if "x" not in part}
+    @cached_property
+    def latent(self) -> int:
+        """Width of the latent; 0 where the design has none."""
+        return self.design.latent or 0
 
-    @property
+    @cached_property
+    def projections(self) -> dict[str, tuple[int, int]]:
+        """Each learned projection of the input, with its number of heads and their size; a latent is one head."""
+        shapes = {}
+        for part in self.design.parts:
+            if part == self.design.latent_roles:
+                shapes[_projection_name(part)] = (1, self.latent)
+            elif "x" not in part:
+                shapes[_projection_name(part)] = self.head_shape(part[0])
+        return shapes
+
+    @cached_property
+    def ups(self) -> dict[str, tuple[int, int]]:
+        """Each projection of the latent, such as ``"k_up"``, with its number of heads and their size."""
+        return {f"{role}_up": self.head_shape(role) for role in self.design.latent_roles}
+
+    @cached_property
     def reads(self) -> dict[str, str]:
         """Each role, with the projection that it reads; ``"x"`` is the input itself."""
         return {role: _projection_name(part) for part in self.design.parts for role in part if role != "x"}
 
-    @property
+    @cached_property
+    def matrices(self) -> dict[str, str]:
+        """Each role, with the matrix whose rows are its heads: its projection, or its projection of the latent."""
+        return self.reads | {role: f"{role}_up" for role in self.design.latent_roles}
+
+    @cached_property
     def cached(self) -> dict[str, tuple[int, int]]:
         """Each tensor that step-by-step decoding keeps, with its number of heads and their size."""
-        if self.design.shares("k", "v"):
-            return {"kv": self.head_shape("v")}
+        if self.reads["k"] == self.reads["v"]:
+            return {"kv": (1, self.latent) if self.ups else self.head_shape("v")}
         return {"k": self.head_shape("k"), "v": self.head_shape("v")}
 
+    @cached_property
+    def products(self) -> dict[str, dict[str, slice]]:
+        """The rows of each fused matrix product: ``{"in_proj": {"q_proj": slice(0, 64), …}, …}``."""
+        output = {"o_proj": (1, self.dim)}
+        return {
+            product: _rows(shapes)
+            for product, shapes in (("in_proj", self.projections), ("up_proj", self.ups), ("o_proj", output))
+            if shapes
+        }
+
     def head_shape(self, role: str) -> tuple[int, int]:
-        """(number of heads, head size) of the tensor that a role reads, before a core."""
+        """(number of heads, head size) of a role's tensor, before a core."""
         if role == "q" and not (self.design.core == "full" and self.design.shares("q", "k")):
             return self.heads, self.qk_dim
         return self.kv_heads, self.head_dim if role == "v" else self.qk_dim
 
-    @property
+    @cached_property
     def weights(self) -> tuple[Weight, ...]:
-        """Every learned tensor; a projection has shape (heads × head size, dim), as `nn.functional.linear` wants."""
-        reads = self.reads
+        """Every learned tensor; a projection has shape (heads × head size, width), as `nn.functional.linear` wants."""
+        latent = self.reads[self.design.latent_roles[0]] if self.ups else None
         found = []
         for name, (heads, size) in self.projections.items():
-            scale = self.design.qkscale if name in (reads["q"], reads["k"]) else 1.0
-            found.append(Weight(name, (heads * size, self.dim), "normal", scale * self.dim**-0.5))
-            if self.bias:
-                found.append(Weight(f"{name}.bias", (heads * size,), "constant", 0.0))
-        inner = self.heads * self.head_dim
-        found.append(Weight("o_proj", (self.dim, inner), "normal", inner**-0.5))
-        if self.bias:
-            found.append(Weight("o_proj.bias", (self.dim,), "constant", 0.0))
+            found += self._matrix(name, heads * size, self.dim, bias=name != latent)
+        for name, (heads, size) in self.ups.items():
+            found += self._matrix(name, heads * size, self.latent)
+        found += self._matrix("o_proj", self.dim, self.heads * self.head_dim)
         return (*found, *self._core_weights(), *self._similarity_weights())
+
+    def _matrix(self, name: str, rows: int, width: int, bias: bool = True) -> list[Weight]:
+        scale = self.design.qkscale if name in (self.matrices["q"], self.matrices["k"]) else 1.0
+        found = [Weight(name, (rows, width), "normal", scale * width**-0.5)]
+        if self.bias and bias:
+            found.append(Weight(f"{name}.bias", (rows,), "constant", 0.0))
+        return found
 
     def _core_weights(self) -> list[Weight]:
         size, scale = self.qk_dim, self.qk_dim**-0.5
@@ -180,7 +194,7 @@ class Layout:
             found += [Weight(name, (self.qk_dim,), "constant", 1.0) for name in names]
         return found
 
-    @property
+    @cached_property
     def parameters(self) -> int:
         """Number of learned numbers."""
         return sum(weight.size for weight in self.weights)
@@ -191,101 +205,35 @@ class Layout:
         Scores and weighted sums are counted for all pairs of positions, also where a causal mask leaves half of them.
         """
         projected = self.dim * sum(heads * size for heads, size in self.projections.values())
+        projected += sum((self.latent) * heads * size for heads, size in self.ups.values())
         core = {None: 0, "signed": 0, "symmetric": self.qk_dim**2, "full": self.qk_dim**2}[self.design.core]
         output = self.heads * self.head_dim * self.dim
         pairs = self.heads * (self.qk_dim + self.head_dim)
         return 2 * length * (projected + self.heads * core + output + length * pairs)
 
+    def step_flops(self, cached: int) -> int:
+        """FLOPs of the matrix products of one decoding step that attends to `cached` positions, itself among them.
+
+        Where a latent is cached, keys are made of it anew, and its weighted sum is taken before the values are made.
+        """
+        pair = self.heads * (self.qk_dim + self.head_dim)
+        position = self.flops(1) - 2 * pair
+        if not (self.ups and "kv" in self.cached):
+            return position + 2 * cached * pair
+        latent, (groups, size) = self.latent, self.head_shape("k")
+        pairs = cached * (groups * size * latent + self.heads * (size + latent))
+        return position + 2 * (pairs + latent * self.head_dim * (self.heads - groups) - latent * groups * size)
+
     def cache_bytes(self, dtype: torch.dtype = torch.float32) -> int:
         """Bytes that decoding keeps per token."""
         return dtype.itemsize * sum(heads * size for heads, size in self.cached.values())
 
-    def expand(self, tensors: Mapping[str, Tensor]) -> PlainWeights:
-        """The plain weights that `tensors`, one for each name in `weights`, amount to. Differentiable."""
-        W = {role: self._per_head(tensors, role) for role in ("q", "k", "v")}
-        b = {role: self._bias_per_head(tensors, role) for role in ("q", "k", "v")}
-        if self.design.core is not None:
-            core = self.core_matrix(tensors["core"])
-            group = self.heads // W["q"].shape[0]
-            W["q"] = W["q"].repeat_interleave(group, 0) @ core
-            if b["q"] is not None:
-                b["q"] = (b["q"].repeat_interleave(group, 0).unsqueeze(-2) @ core).squeeze(-2)
-        return PlainWeights(
-            W["q"],
-            W["k"],
-            W["v"],
-            tensors["o_proj"].T.unflatten(0, (self.heads, self.head_dim)),
-            b["q"],
-            b["k"],
-            b["v"],
-            tensors.get("o_proj.bias"),
-            tensors.get("temperature"),
-            tensors.get("q_gain", tensors.get("qk_gain")),
-            tensors.get("k_gain", tensors.get("qk_gain")),
-        )
-
-    def core_matrix(self, core: Tensor) -> Float[Tensor, "heads qk_dim qk_dim"]:
-        """The core as one square matrix per query head."""
-        match self.design.core:
-            case "signed":
-                return torch.diag_embed(torch.cat([core, core], -1) if self.rotary else core)
-            case "symmetric":
-                rows, columns = torch.triu_indices(self.qk_dim, self.qk_dim, device=core.device)
-                place = torch.zeros(self.qk_dim, self.qk_dim, dtype=torch.long, device=core.device)
-                place[rows, columns] = place[columns, rows] = torch.arange(len(rows), device=core.device)
-                return core[:, place]
-            case _:
-                return core
-
-    def _per_head(self, tensors: Mapping[str, Tensor], role: str) -> Tensor:
-        heads, size = self.head_shape(role)
-        name = self.reads[role]
-        if name == "x":
-            like = tensors["o_proj"]
-            matrix = torch.eye(self.dim, dtype=like.dtype, device=like.device)
-        else:
-            matrix = tensors[name]
-        return matrix.view(heads, size, self.dim).transpose(1, 2)
-
-    def _bias_per_head(self, tensors: Mapping[str, Tensor], role: str) -> Tensor | None:
-        bias = tensors.get(f"{self.reads[role]}.bias")
-        return None if bias is None else bias.unflatten(0, self.head_shape(role))
-
-
-def _refuse_impossible(design: Design, rotary: bool) -> None:
-    """What cannot be at any size."""
-    tied = design.shares("q", "k")
-    with_values = design.shares("q", "v") or design.shares("k", "v")
-    unprojected = {role for role in ("q", "k") if design.shares(role, "x")}
-    if design.core and not tied:
-        raise DesignError("a core acts where queries and keys are shared; write q=k, or leave the core out")
-    if design.core == "symmetric" and rotary:
-        raise DesignError(
-            "a symmetric core does not commute with rotary positions, so its scores would not be symmetric; "
-            "take core=signed or core=full"
-        )
-    if design.kv_heads and design.shares("q", "v") and not tied:
-        raise DesignError("q = v gives as many value heads as query heads, so kv_heads cannot be chosen")
-    if design.kv_heads and tied and design.core != "full":
-        raise DesignError(
-            "q = k with kv_heads needs core=full: each query head then has its own core over its group's keys"
-        )
-    if design.qk_dim and with_values:
-        raise DesignError("queries or keys that are shared with values have their head size; leave qk_dim out")
-    if design.qkscale != 1.0:
-        if design.similarity == "cosine":
-            raise DesignError("a cosine does not feel the scale of W_Q and W_K; leave qkscale out")
-        if with_values:
-            raise DesignError("qkscale would also scale the values that share the weight; leave it out")
-        if unprojected == {"q", "k"}:
-            raise DesignError("qkscale has no weight to scale where queries and keys are the input; leave it out")
-
 
 def _refuse_sizes(layout: Layout) -> None:
-    """What cannot be at these sizes."""
+    """Raise for what is impossible at these sizes."""
     if layout.rotary and layout.qk_dim % 2:
         raise DesignError(
-            f"rotary positions turn pairs of numbers, but the head size of queries and keys is {layout.qk_dim}, odd"
+            f"rotary positions rotate pairs of numbers, but the head size of queries and keys is {layout.qk_dim}, odd"
         )
     for part in layout.design.parts:
         if "x" in part:
@@ -302,3 +250,12 @@ def _refuse_sizes(layout: Layout) -> None:
 
 def _projection_name(part: tuple[str, ...]) -> str:
     return "x" if "x" in part else "".join(part) + "_proj"
+
+
+def _rows(shapes: Mapping[str, tuple[int, int]]) -> dict[str, slice]:
+    """Consecutive rows for matrices of these (heads, head size)."""
+    rows, start = {}, 0
+    for name, (heads, size) in shapes.items():
+        rows[name] = slice(start, start + heads * size)
+        start += heads * size
+    return rows
