@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from querykey import PARTITIONS, Design, DesignError, KVCache, Layout, SelfAttention
 
-WORDS = ("core=full", "core=signed", "selfmask", "cosine", "l2", "qknorm", "qk_dim=16", "kv_heads=2", "qkscale=0.25")
+WORDS = ("core=full", "core=signed", "selfmask", "cosine", "l2", "qknorm", "qk_dim=16", "kv_heads=2", "latent=192")
+WORDS += ("qkscale=0.25",)
 
 
 def test_the_partitions_are_all_partitions_of_three_roles():
@@ -83,6 +84,7 @@ def test_text_and_design_round_trip(sharing, words, count, scale):
         ("q=k,v+core=fully", "core must be one of signed, symmetric, full, not 'fully'"),
         ("q=k,v+core", "core needs a value, such as core=full"),
         ("q,k,v+selfmask=1", "selfmask takes no value"),
+        ("q,k=v+latent", "latent needs a value, such as latent=192"),
         ("q,k,v+qk_dim=0", "qk_dim must be a positive whole number, not 0"),
         ("q,k,v+qk_dim=1.5", "qk_dim needs a whole number"),
         ("q,k,v+qkscale=-1", "qkscale must be a positive number"),
@@ -108,7 +110,7 @@ def test_text_that_is_no_design_is_refused_with_a_sentence(text, sentence):
         ("q=k,v+core=signed+kv_heads=2", {}, "needs core=full"),
         ("q,k=v+qk_dim=3", {}, "leave qk_dim out"),
         ("q=k=v+qk_dim=3", {}, "leave qk_dim out"),
-        ("q,k,v+cosine+qkscale=0.5", {}, "a cosine does not feel the scale"),
+        ("q,k,v+cosine+qkscale=0.5", {}, "cosine similarity ignores the scale"),
         ("q,k=v+qkscale=0.5", {}, "would also scale the values"),
         ("q=k=x,v+qkscale=0.5", {}, "no weight to scale"),
         ("q=x,k,v+qk_dim=3", {}, "12 numbers, but dim is 24"),
@@ -117,6 +119,10 @@ def test_text_that_is_no_design_is_refused_with_a_sentence(text, sentence):
         ("q,k,v", {"heads": 5}, "5 heads do not divide dim 24"),
         ("q,k,v", {"rotary": True, "head_dim": 3}, "head size of queries and keys is 3, odd"),
         ("q,k,v", {"heads": 0}, "heads must be positive"),
+        ("q,k,v+latent=6", {}, "a latent is read by roles that share"),
+        ("q=x,k,v+latent=6", {}, "a latent is read by roles that share"),
+        ("q,k=v=x+latent=6", {}, "a latent is a projection of the input"),
+        ("q=k,v+latent=6+core=full", {}, "leave the core out"),
     ],
 )
 def test_designs_that_cannot_be_are_refused_at_resolve(text, sizes, sentence):
@@ -127,6 +133,7 @@ def test_designs_that_cannot_be_are_refused_at_resolve(text, sizes, sentence):
 
 def valid_layers():
     options = ("", "+core=full", "+core=signed", "+core=symmetric", "+kv_heads=1", "+core=full+kv_heads=2", "+qk_dim=6")
+    options += ("+latent=9", "+latent=12+kv_heads=2+qk_dim=6")
     extras = ("", "+cosine", "+l2+qknorm")
     sharings = (*PARTITIONS, "q=k=x,v", "q=x,k,v", "q=k=v=x", "q,k=v=x")
     for sharing, option, extra, bias, rotary in itertools.product(
@@ -167,3 +174,27 @@ def test_flops_are_those_that_torch_counts():
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             layer(x, return_weights=True)  # the explicit path: every product is one that the counter knows
         assert counter.get_total_flops() == layer.layout.flops(11), layer
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("design", ["q,k,v", "q,k=v", "q,k=v+latent=9", "q=k=v+latent=9+kv_heads=2", "q=k,v+latent=9"])
+def test_flops_of_a_decoding_step_are_those_that_torch_counts(design):
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    layer = SelfAttention(40, 4, design, causal=True, rotary=True)
+    with torch.no_grad():
+        layer(torch.randn(1, 10, 40), cache=(cache := KVCache()))
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+            layer(torch.randn(1, 1, 40), cache=cache)
+    assert counter.get_total_flops() == layer.layout.step_flops(11)
+
+
+def test_a_latent_is_cached_where_keys_and_values_read_it():
+    numbers = {
+        design: Layout.of(design, 40, 4).cache_bytes() // 4
+        for design in ("q,k=v+latent=9", "q=k=v+latent=9", "q=k,v+latent=9", "q,k=v+latent=9+kv_heads=1")
+    }
+    assert list(numbers.values()) == [9, 9, 80, 9]
+    layout = Layout.of("q,k=v+latent=9+kv_heads=2", 40, 4)
+    assert layout.parameters == 40 * 40 + 9 * 40 + 9 * (2 * 10 + 2 * 10) + 40 * 40

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from querykey import PARTITIONS, Design, DesignError, KVCache, Layout, SelfAttention
+from querykey.attention.expansion import core_matrix
 from querykey.attention.reference import masked_softmax
 
 HEADS, DIM, LENGTH, KEYS, BATCH = 6, 60, 7, 11, 3  # heads of 10 numbers, so that rotary has pairs
@@ -34,6 +35,10 @@ OPTIONS = (
     "+core=full+kv_heads=1+cosine",
     "+core=full+kv_heads=3+qk_dim=4+qknorm",
     "+qkscale=0.25",
+    "+latent=12",
+    "+latent=7+kv_heads=2+qknorm",
+    "+latent=9+qk_dim=4+l2+selfmask",
+    "+latent=16+kv_heads=3+cosine",
 )
 SETTINGS = (
     "plain",
@@ -49,6 +54,7 @@ SETTINGS = (
     "window cached",
     "rotary window cached",
     "bias causal padding",
+    "bias rotary cached",
 )
 
 
@@ -266,7 +272,7 @@ def test_initial_cores(core):
         assert torch.equal(values, torch.tensor([1.0, -1.0]).repeat(2, 64))
     else:
         assert abs(values.std() * 128**0.5 - 1) < 0.05
-        matrix = layer.layout.core_matrix(values)
+        matrix = core_matrix(layer.layout, values)
         assert torch.equal(matrix, matrix.mT) == (core == "symmetric")
 
 

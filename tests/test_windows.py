@@ -130,7 +130,7 @@ def test_windows_that_are_none_are_refused(options, sentence):
 
 
 def test_the_window_is_named_in_print():
-    assert repr(SelfAttention(8, 2, causal=True, window=3)).endswith("rotary=False, window=3)")
+    assert "causal=True, rotary=False, window=3" in repr(SelfAttention(8, 2, causal=True, window=3))
     assert "window" not in repr(SelfAttention(8, 2, causal=True))
 
 

@@ -14,6 +14,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, get_args
 
 from querykey.spelling import unknown
@@ -113,7 +114,7 @@ class Design:
                 words.append(f"{field.name}={_plain_number(value)}")
         return words
 
-    @property
+    @cached_property
     def parts(self) -> tuple[tuple[str, ...], ...]:
         """The partition: for ``q=k,v`` it is ``(("q", "k"), ("v",))``."""
         return tuple(tuple(part.split("=")) for part in self.sharing.split(","))
@@ -122,7 +123,7 @@ class Design:
         """Whether two of the roles q, k, v and the input x are one tensor. Roles that read one latent are not."""
         return any(first in part and second in part for part in self.parts if part != self.latent_roles)
 
-    @property
+    @cached_property
     def latent_roles(self) -> tuple[str, ...]:
         """The roles that read the latent, or none: for ``q,k=v+latent=192`` they are ``("k", "v")``."""
         shared = (part for part in self.parts if self.latent is not None and len({*part} & {*ROLES}) > 1)

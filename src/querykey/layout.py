@@ -75,7 +75,7 @@ class Layout:
             heads: number of query heads.
             head_dim: head size of values, and of queries and keys unless the design's `qk_dim` says otherwise;
                 ``dim / heads`` when not given.
-            bias: whether queries, keys, values and the output have a bias.
+            bias: whether each projection has a bias.
             rotary: whether queries and keys are rotated by position.
 
         Raises:
@@ -148,6 +148,21 @@ class Layout:
             if shapes
         }
 
+    @cached_property
+    def one_query_and_key(self) -> bool:
+        """Whether queries and keys are one tensor, also after a core."""
+        return self.design.shares("q", "k") and self.design.core is None
+
+    @cached_property
+    def maps_keys(self) -> bool:
+        """Whether keys are normalised or rotated, so that they are not what their projection gives."""
+        return bool(self.rotary or self.design.qknorm or self.design.similarity == "cosine")
+
+    @cached_property
+    def makes_keys(self) -> bool:
+        """Whether a cache keeps what keys are made of, a latent or values, and not the keys themselves."""
+        return "kv" in self.cached and bool(self.ups or self.maps_keys)
+
     def head_shape(self, role: str) -> tuple[int, int]:
         """(number of heads, head size) of a role's tensor, before a core."""
         if role == "q" and not (self.design.core == "full" and self.design.shares("q", "k")):
@@ -157,19 +172,18 @@ class Layout:
     @cached_property
     def weights(self) -> tuple[Weight, ...]:
         """Every learned tensor; a projection has shape (heads × head size, width), as `nn.functional.linear` wants."""
-        latent = self.reads[self.design.latent_roles[0]] if self.ups else None
         found = []
         for name, (heads, size) in self.projections.items():
-            found += self._matrix(name, heads * size, self.dim, bias=name != latent)
+            found += self._matrix(name, heads * size, self.dim)
         for name, (heads, size) in self.ups.items():
             found += self._matrix(name, heads * size, self.latent)
         found += self._matrix("o_proj", self.dim, self.heads * self.head_dim)
         return (*found, *self._core_weights(), *self._similarity_weights())
 
-    def _matrix(self, name: str, rows: int, width: int, bias: bool = True) -> list[Weight]:
+    def _matrix(self, name: str, rows: int, width: int) -> list[Weight]:
         scale = self.design.qkscale if name in (self.matrices["q"], self.matrices["k"]) else 1.0
         found = [Weight(name, (rows, width), "normal", scale * width**-0.5)]
-        if self.bias and bias:
+        if self.bias:
             found.append(Weight(f"{name}.bias", (rows,), "constant", 0.0))
         return found
 

@@ -11,7 +11,7 @@ import functools
 import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -19,9 +19,10 @@ from torch import Tensor, nn
 
 from querykey import generation
 from querykey.attention.cache import KVCache
-from querykey.attention.layer import SelfAttention, initialise
+from querykey.attention.initial import initialise
+from querykey.attention.layer import SelfAttention
 from querykey.design import Design
-from querykey.layout import Weight
+from querykey.layout import Init, Weight
 
 Positions = Literal["none", "learned", "rotary"]
 
@@ -223,7 +224,16 @@ class Transformer(nn.Module):
         return [module for module in self.modules() if isinstance(module, SelfAttention)]
 
 
-def initialisations(model: Transformer) -> Iterator[tuple[str, Tensor, Weight]]:
+class Initial(NamedTuple):
+    """Rows of a parameter that are drawn together: by which name, and from which distribution."""
+
+    name: str
+    parameter: Tensor
+    rows: slice
+    weight: Weight
+
+
+def initialisations(model: Transformer) -> Iterator[Initial]:
     """Every parameter of the model with a name and its initial distribution: the one table for all designs.
 
     A shared projection goes by the name of its first role, so that `qk_proj` starts as the `q_proj` of separate
@@ -231,32 +241,35 @@ def initialisations(model: Transformer) -> Iterator[tuple[str, Tensor, Weight]]:
     """
     dim = model.norm.weight.shape[0]
 
-    def normal(name: str, tensor: Tensor, scale: float) -> tuple[str, Tensor, Weight]:
-        return name, tensor, Weight(name, tuple(tensor.shape), "normal", scale)
+    def whole(name: str, tensor: Tensor, init: Init, scale: float) -> Initial:
+        return Initial(name, tensor, slice(None), Weight(name, tuple(tensor.shape), init, scale))
 
-    yield normal("embedding", model.embedding.weight, 1.0)
+    yield whole("embedding", model.embedding.weight, "normal", 1.0)
     if model.positions is not None:
-        yield normal("positions", model.positions, 1.0)
+        yield whole("positions", model.positions, "normal", 1.0)
     for number, block in enumerate(model.blocks):
         assert isinstance(block, Block)
-        tensors = block.attention.named_weights()
+        stored = block.attention.stored_weights()
         for weight in block.attention.layout.weights:
             role, underscore, rest = weight.name.partition("_proj")
             common = role[0] + underscore + rest if underscore else role
-            yield f"blocks.{number}.{common}", tensors[weight.name], weight
+            yield Initial(f"blocks.{number}.{common}", *stored[weight.name], weight)
         if block.up is not None and block.down is not None:
             hidden = block.up.weight.shape[0]
-            yield normal(f"blocks.{number}.up", block.up.weight, dim**-0.5)
-            yield normal(f"blocks.{number}.down", block.down.weight, hidden**-0.5)
-    yield normal("unembedding", model.unembedding.weight, dim**-0.5)
+            yield whole(f"blocks.{number}.up", block.up.weight, "normal", dim**-0.5)
+            yield whole(f"blocks.{number}.down", block.down.weight, "normal", hidden**-0.5)
+    yield whole("unembedding", model.unembedding.weight, "normal", dim**-0.5)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.LayerNorm):
+            yield whole(name, module.weight, "constant", 1.0)
 
 
-@torch.no_grad()
 def initialise_from(model: Transformer, seed: int) -> None:
     """Draw every parameter from a generator of its own, seeded by (seed, name); norms start at 1.
 
     So two designs start equal in all that they have in common, in whatever order their parameters are made.
     """
-    for name, tensor, weight in initialisations(model):
+    for name, parameter, rows, weight in initialisations(model):
         digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
-        initialise(tensor, weight, torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1))
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+        initialise(parameter, weight, generator, rows)

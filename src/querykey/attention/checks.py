@@ -1,4 +1,4 @@
-"""What the layer refuses, in sentences: shapes, dtypes and devices that do not fit its weights or one another."""
+"""Checks of what a layer is called with: shapes, dtypes and devices must fit its weights and one another."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def check_inputs(
     layout: Layout,
-    weight: Tensor,
+    weight: Tensor | None,
     x: Tensor,
     mask: Tensor | None,
     context: Tensor | None,
@@ -24,11 +24,18 @@ def check_inputs(
 ) -> None:
     """Refuse what a layer with this layout and a `weight` of this dtype and device cannot attend with.
 
+    Dtype and device are left to PyTorch where there is no weight to compare with.
+
     Raises:
         ValueError: with what was expected and what came.
     """
-    if x.ndim != 3 or x.shape[-1] != layout.dim or x.dtype != weight.dtype or x.device != weight.device:
-        _check_source("x", x, layout, weight)  # called for what is odd only: small inputs feel each microsecond
+    if (
+        x.ndim != 3
+        or x.shape[-1] != layout.dim
+        or weight is None
+        or (x.dtype, x.device) != (weight.dtype, weight.device)
+    ):
+        _check_source("x", x, layout, weight)  # called in doubt only: each microsecond counts for small inputs
     if context is not None:
         _check_source("context", context, layout, weight)
         if context.shape[0] != x.shape[0]:
@@ -57,10 +64,12 @@ def check_one_device(**tensors: Tensor | None) -> None:
         raise ValueError(f"all must lie on one device, not {lie}")
 
 
-def _check_source(name: str, source: Tensor, layout: Layout, weight: Tensor) -> None:
+def _check_source(name: str, source: Tensor, layout: Layout, weight: Tensor | None) -> None:
     if source.ndim != 3 or source.shape[-1] != layout.dim:
         raise ValueError(f"{name} must be (batch, length, dim) with dim {layout.dim}, not {tuple(source.shape)}")
-    if source.device != weight.device:
+    if weight is None:
+        return
+    if source.device != weight.device and not weight.is_meta:  # offloaded weights are on meta between calls
         raise ValueError(
             f"{name} is on {source.device} and the layer's weights on {weight.device}; move one with .to(device)"
         )

@@ -87,5 +87,8 @@ def _per_head(layout: Layout, tensors: Mapping[str, Tensor], role: str) -> Tenso
 
 
 def _bias_per_head(layout: Layout, tensors: Mapping[str, Tensor], role: str) -> Tensor | None:
-    bias = tensors.get(f"{layout.matrices[role]}.bias")
+    bias = tensors.get(f"{layout.reads[role]}.bias")
+    if bias is not None and role in layout.design.latent_roles:
+        up = layout.matrices[role]
+        bias = tensors[up] @ bias + tensors[f"{up}.bias"]
     return None if bias is None else bias.unflatten(0, layout.head_shape(role))

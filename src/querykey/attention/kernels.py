@@ -1,9 +1,9 @@
 """The fast path: `scaled_dot_product_attention` on arguments laid out so that a fused kernel takes them.
 
-PyTorch falls back on its quadratic kernel without a word, for instance where values have another size than keys. Here
-the arguments are first made to fit, and `backend_of` names what will run. On a CPU causal attention of some hundred
-positions goes by blocks of rows instead, where that is faster (`blocked.py`), and a single query, as decoding has it,
-by its two products where to make all cached keys and values fit would cost more than the attention.
+PyTorch falls back to its quadratic kernel silently, for instance where values have another size than keys. Here the
+arguments are first made to fit, and `backend_of` names what will run. On a CPU, causal attention over some hundred
+positions is computed by blocks of rows where that is faster (`blocked.py`). A single query, as in decoding, is computed
+by two matrix products where padding or repeating all cached keys and values would cost more than the attention.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,17 +21,19 @@ from torch.nn.attention import SDPBackend
 from querykey.attention import blocked, masks, reference
 from querykey.attention.tracing import wants_plain
 
-# Lengths at which blocks of rows win on a CPU: benchmarks/blocked.py
+Route = Literal["fused", "blocked", "products"]
+
+# Lengths at which blocks of rows are faster on a CPU: benchmarks/blocked.py
 BLOCKED_TRAINING = range(256, 2049)
 BLOCKED_FORWARD = range(256, 513)
-BLOCKED_WINDOW = 256  # and any longer, for a window's mask leaves all scores to the fused kernel: windows.py there
+BLOCKED_WINDOW = 256  # and longer: the fused kernel computes all scores of a masked window, benchmarks/windows.py
 
 _force_blocks: bool | None = None
 
 
 @contextmanager
 def forcing_blocks(force: bool | None) -> Iterator[None]:
-    """Blocks of rows always where they can be (True), never (False), or where they are faster (None)."""
+    """Use blocks of rows wherever possible (True), never (False), or where they are faster (None)."""
     global _force_blocks
     before, _force_blocks = _force_blocks, force
     try:
@@ -43,8 +45,8 @@ def forcing_blocks(force: bool | None) -> Iterator[None]:
 class Call(NamedTuple):
     """The arguments of one kernel call; `size` is that of the values before they were padded.
 
-    With `blocks` it goes by blocks of rows, which know the self-mask and the window by themselves; with `products` by
-    the formula.
+    `route` says what computes it: the "fused" kernel of PyTorch, "blocked" rows, which apply the self-mask and the
+    window by themselves, or the "products" of the formula.
     """
 
     q: Tensor
@@ -55,10 +57,9 @@ class Call(NamedTuple):
     causal: bool
     scale: float
     size: int
-    blocks: bool = False
+    route: Route = "fused"
     selfmask: bool = False
     window: int | None = None
-    products: bool = False
 
 
 def prepare(
@@ -73,24 +74,27 @@ def prepare(
     selfmask: bool = False,
     window: int | None = None,
 ) -> Call:
-    """Arguments that a fused kernel takes, from (batch, heads, length, size); keys and values may be grouped.
+    """Arguments that a kernel takes, from (batch, heads, length, size); keys and values may be grouped.
 
     The kernels know `causal` only for as many queries as keys, and only without a mask; other cases become a mask.
     Queries, keys and values are padded with zeros to one size where theirs differ. Keys before the first query's
-    `window` are left out, and a window that sees all others is none.
+    `window` are left out, and a window that hides nothing is dropped. Values may have fewer heads than keys have, as
+    latents do; these take the products.
     """
     if window is not None:
         k, v, mask, window = _within(window, q, k, v, mask)
     queries, keys = q.shape[-2], k.shape[-2]
     if causal and mask is None and not dropout and queries == keys and _by_blocks(q, k, v, window):
-        return Call(q, k, v, None, 0.0, True, scale, v.shape[-1], blocks=True, selfmask=selfmask, window=window)
-    simple = causal and bool(queries == keys) and mask is None and not selfmask and window is None
+        return Call(q, k, v, None, 0.0, True, scale, v.shape[-1], "blocked", selfmask, window)
+    products = _by_products(q, k, v, dropout)
+    plain = mask is None and not selfmask and window is None and not products
+    simple = causal and bool(queries == keys) and plain
     if not simple:
         mask = masks.combine(mask, queries, keys, causal=causal, selfmask=selfmask, window=window, device=q.device)
     if mask is not None and mask.dtype != torch.bool:
         mask = mask.to(q.dtype)
-    if queries == 1 and not dropout and _by_products(q, k, v):
-        return Call(q, k, v, mask, 0.0, False, scale, v.shape[-1], products=True)
+    if products:
+        return Call(q, k, v, mask, dropout, False, scale, v.shape[-1], "products")
     size, widest = v.shape[-1], max(q.shape[-1], v.shape[-1])
     if q.shape[-1] != size:
         if q.device.type != "cpu":
@@ -101,9 +105,9 @@ def prepare(
 
 def run(call: Call) -> Tensor:
     """The attention of a prepared call: (batch, heads, query, size of the values)."""
-    if call.blocks:
+    if call.route == "blocked":
         return blocked.blocked_attention(call.q, call.k, call.v, call.scale, call.selfmask, call.window)
-    if call.products:
+    if call.route == "products":
         return _products(call)
     mask, none_left = call.mask, None
     if mask is not None and mask.device.type != "cpu":
@@ -127,9 +131,9 @@ def run(call: Call) -> Tensor:
 
 def backend_of(call: Call) -> str:
     """What `run` will use: "flash", "efficient", "cudnn", "blocked", "products", or "math", the quadratic one."""
-    if call.blocks or call.products:
-        return "blocked" if call.blocks else "products"
-    # PyTorch has no public word for this; its own dispatcher answers, with the arguments that it will get.
+    if call.route != "fused":
+        return call.route
+    # PyTorch has no public function for this; its dispatcher answers for the arguments that it will get.
     chosen = torch._fused_sdp_choice(
         call.q,
         call.k,
@@ -158,13 +162,14 @@ def _within(
     if before > 0:
         k, v, keys = k[..., before:, :], v[..., before:, :], keys - before
         mask = mask if mask is None or mask.shape[-1] == 1 else mask[..., before:]
-    # Who compiles for any length must not be bound to those on one side of the window.
+    # A graph compiled for any length must not be specialised to one side of the window.
     return k, v, mask, window if torch.compiler.is_compiling() or window < keys else None
 
 
 def _by_blocks(q: Tensor, k: Tensor, v: Tensor, window: int | None = None) -> bool:
-    """Whether causal attention of as many queries as keys goes by blocks of rows."""
+    """Whether causal attention of as many queries as keys is computed by blocks of rows."""
     able = q.device.type == "cpu" and q.dtype in (torch.float32, torch.float64) and q.shape[-2] > 1
+    able = able and v.shape[1] == k.shape[1]
     if _force_blocks is not None or not able:
         return able and bool(_force_blocks)
     if wants_plain(q):
@@ -177,21 +182,29 @@ def _by_blocks(q: Tensor, k: Tensor, v: Tensor, window: int | None = None) -> bo
     return wins and (not training or blocked.kept_bytes(q, window) <= blocked.MOST_BYTES)
 
 
-def _by_products(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Whether a single query goes by its products: sizes that differ would be padded, groups be read for each head."""
-    able = q.device.type == "cpu" and q.dtype in (torch.float32, torch.float64) and not torch.compiler.is_compiling()
-    return able and k.shape[-2] > 1 and (q.shape[-1] != v.shape[-1] or q.shape[1] != k.shape[1])
+def _by_products(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> bool:
+    """Whether the formula is used: where values have other heads than keys, and for a single query of a CPU where the
+    fused kernel would pad sizes that differ, or read grouped keys once for each query head.
+    """
+    if v.shape[1] != k.shape[1]:
+        return True
+    if q.shape[-2] != 1 or dropout or q.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    full_precision = q.dtype in (torch.float32, torch.float64)
+    return full_precision and k.shape[-2] > 1 and (q.shape[-1] != v.shape[-1] or q.shape[1] != k.shape[1])
 
 
 def _products(call: Call) -> Tensor:
-    """The formula for one query, with the heads of a group as the rows of one product."""
-    batch, heads, _, size = call.q.shape
-    groups, keys = call.k.shape[1:3]
-    rows = (call.q * call.scale).reshape(batch, groups, -1, size)
-    weights = reference.masked_softmax((rows @ call.k.mT).view(batch, heads, 1, keys), call.mask)
-    return (weights.view(batch, groups, -1, keys) @ call.v).view(batch, heads, 1, -1)
+    """The formula, with the heads of a group as the rows of one product."""
+    batch, heads, queries, size = call.q.shape
+    keys = call.k.shape[2]
+    rows = (call.q * call.scale).reshape(batch, call.k.shape[1], -1, size)
+    weights = reference.masked_softmax((rows @ call.k.mT).view(batch, heads, queries, keys), call.mask)
+    if call.dropout:
+        weights = F.dropout(weights, call.dropout)
+    return (weights.view(batch, call.v.shape[1], -1, keys) @ call.v).view(batch, heads, queries, -1)
 
 
 def _expand(mask: Tensor | None) -> Tensor | None:
-    """To four dimensions, which the fused CPU kernel wants."""
+    """To four dimensions, which the fused CPU kernel requires."""
     return mask if mask is None else mask.reshape((1,) * (4 - mask.ndim) + mask.shape)

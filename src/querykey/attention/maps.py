@@ -1,4 +1,4 @@
-"""What is done to queries and keys between projection and kernel: core, then norm, then rotation."""
+"""Maps of queries and keys between projection and kernel: core, then norm, then rotation."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from querykey.attention import rotary
+from querykey.attention.expansion import core_matrix
 from querykey.layout import Layout
 
 _EPSILON = 1e-6  # of the RMS norm
@@ -20,14 +21,14 @@ def apply_core(
     if layout.design.core == "signed":
         diagonal = torch.cat([core, core], -1) if layout.rotary else core
         return q * diagonal[:, None, :]
-    cores = layout.core_matrix(core).unflatten(0, (q.shape[1], -1))  # groups, heads per group
+    cores = core_matrix(layout, core).unflatten(0, (q.shape[1], -1))  # groups, heads per group
     return torch.einsum("bgnc,grcd->bgrnd", q, cores).flatten(1, 2)
 
 
-def place(
+def apply(
     tensor: Float[Tensor, "batch heads length qk_dim"], start: int, gain: Tensor | None, layout: Layout
 ) -> Float[Tensor, "batch heads length qk_dim"]:
-    """Norm, then rotation to the positions from `start`: what is done to queries and to keys alike."""
+    """Norm, then rotation to the positions from `start`: the same for queries and for keys."""
     if layout.design.qknorm:
         if gain is not None:
             gain = gain.to(tensor.dtype)  # which differ under autocast

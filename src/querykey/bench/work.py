@@ -32,7 +32,7 @@ def flops(layout: Layout, case: Case) -> int:
     position, pair = _per_position_and_pair(layout)
     batch, length, *_ = case.shape
     if case.decoding:
-        return batch * (position + case.seen * pair)
+        return batch * layout.step_flops(case.seen)
     near = length if case.window is None else min(case.window, length)
     pairs = near * (near + 1) // 2 + (length - near) * near if case.causal else length**2
     if case.training:

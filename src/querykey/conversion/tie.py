@@ -25,7 +25,8 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from querykey.attention.layer import initialise
+from querykey.attention.expansion import core_matrix
+from querykey.attention.initial import initialise
 from querykey.checkpoint import HeadMap, Rows
 from querykey.checkpoint.probe import probe
 from querykey.design import ROLES, Design, DesignError
@@ -47,14 +48,13 @@ class Cored(nn.Module):
         weight = next(weight for weight in layout.weights if weight.name == "core")
         like = next(shared.parameters())
         self.core = nn.Parameter(like.new_empty(weight.shape))
-        with torch.no_grad():
-            initialise(self.core, weight)
+        initialise(self.core, weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, dim) to (…, heads × head size)."""
         shared: Tensor = self.shared(x)
         groups = shared.unflatten(-1, (self.layout.kv_heads, self.layout.qk_dim))
-        cores = self.layout.core_matrix(self.core).unflatten(0, (self.layout.kv_heads, -1))
+        cores = core_matrix(self.layout, self.core).unflatten(0, (self.layout.kv_heads, -1))
         return torch.einsum("...gc,grcd->...grd", groups, cores).flatten(-3)
 
 
@@ -292,7 +292,7 @@ class PlainState:
         heads = rows.unflatten(0, (self.layout.kv_heads, -1)).repeat_interleave(
             self.layout.heads // self.layout.kv_heads, 0
         )
-        return torch.einsum("hcd,hc...->hd...", self.layout.core_matrix(core), heads).flatten(0, 1)
+        return torch.einsum("hcd,hc...->hd...", core_matrix(self.layout, core), heads).flatten(0, 1)
 
 
 def _rows_of(module: Any, weight: str) -> DistinctRows:

@@ -1,0 +1,70 @@
+"""From queries, keys and values to weighted values: one value holds every choice between them.
+
+scores = similarity(q, k); weights = softmax(scores, masked); out = weights v
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from querykey.attention import kernels, masks, reference, similarity
+from querykey.design import Similarity
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How queries and keys give attention weights.
+
+    Args:
+        scale: factor on the similarity.
+        similarity: see `attend`.
+        causal: a query sees no later key; the last query is aligned to the last key.
+        window: with `causal`, a query sees this many keys at most, its own among them.
+        selfmask: a query does not see its own key unless nothing else is left.
+    """
+
+    scale: float
+    similarity: Similarity = "dot"
+    causal: bool = False
+    window: int | None = None
+    selfmask: bool = False
+
+    def scores(self, q: Tensor, k: Tensor) -> Tensor:
+        """(batch, heads, query, key), before masks."""
+        return similarity.scores(q, reference.repeat_heads(k, q), self.similarity, self.scale)
+
+    def mask(self, mask: Tensor | None, q: Tensor, k: Tensor) -> Tensor | None:
+        """`mask` combined with causality, window and self-mask; None where every pair is allowed."""
+        return masks.combine(
+            mask,
+            q.shape[-2],
+            k.shape[-2],
+            causal=self.causal,
+            selfmask=self.selfmask,
+            window=self.window,
+            device=q.device,
+        )
+
+    def call(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float = 0.0) -> kernels.Call:
+        """The kernel call that gives the weighted values; (batch, heads, length, size) each."""
+        q, k = similarity.as_dot_product(q, k, self.similarity)
+        return kernels.prepare(
+            q,
+            k,
+            v,
+            scale=self.scale,
+            causal=self.causal,
+            mask=mask,
+            dropout=dropout,
+            selfmask=self.selfmask,
+            window=self.window,
+        )
+
+    def explicit(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float = 0.0
+    ) -> tuple[Tensor, Tensor]:
+        """The weighted values and the weights before dropout, by the formula."""
+        weights = reference.masked_softmax(self.scores(q, k), self.mask(mask, q, k))
+        return reference.weighted_sum(weights, v, dropout), weights
