@@ -17,9 +17,9 @@ from torch import Tensor
 from querykey.explorer.notation import Bytes
 from querykey.explorer.rounding import Rounded
 from querykey.explorer.server import application, listen
-from querykey.explorer.subjects import Offer, Subject
+from querykey.explorer.subjects import WINDOW, Offer, Subject
 from querykey.models.native import NativeModel
-from querykey.models.replacements import fitted
+from querykey.models.replacements import Replacements
 from querykey.transformer import Transformer
 
 
@@ -33,7 +33,9 @@ def causal_subject() -> Subject:
     """An untrained model of bytes that may only look back, with rotary positions and two heads."""
     model = NativeModel(Transformer(256, 256, 64, dim=24, heads=2, layers=2, causal=True, positions="rotary", seed=1))
     sample = torch.randint(256, (3, 47, 1), generator=torch.Generator().manual_seed(0))
-    return Subject("bytes", model, Bytes(), fitted(model.layers, model.trace(sample).layers), "def f(x): return x")
+    return Subject(
+        "bytes", model, Bytes(), Replacements.of(model.layers, model.trace(sample), WINDOW), "def f(x): return x"
+    )
 
 
 def offered(**subjects: Subject) -> dict[str, Offer]:

@@ -26,10 +26,10 @@ from querykey.explorer import builtin, subjects
 from querykey.explorer.notation import Bytes, Naming, Numbers
 from querykey.explorer.rounding import rounded
 from querykey.explorer.server import listen
-from querykey.explorer.subjects import Offer, Subject, offers
+from querykey.explorer.subjects import SETTINGS, Offer, Subject, offers
 from querykey.explorer.views import Focus, Viewer, graph, symmetry
 from querykey.models.native import NativeModel
-from querykey.models.replacements import SETTINGS, fitted
+from querykey.models.replacements import Replacements
 from querykey.transformer import Transformer
 
 
@@ -58,23 +58,21 @@ def test_the_switch_shows_the_theorem(cycle: Subject) -> None:
 
 def test_the_switch_under_rotary_positions() -> None:
     subject = causal_subject()
-    assert subject.switch.settings == ("trained", "copied", "tied", "core", "selfmask", "cosine")
+    assert subject.settings == list(SETTINGS)
     ids = subject.notation.encode(subject.example).ids
-    for setting in ("copied", "tied"):
+    for setting in ("copied", "tied", "signed"):
         scores = subject.model.trace(ids, subject.switch.interventions(setting, [(0, 1)])).layers[0].scores[0, 1]
         torch.testing.assert_close(scores, scores.mT, rtol=1e-4, atol=1e-5)
     plain = subject.model.trace(ids).layers[0].scores[0, 1]
     core = subject.model.trace(ids, subject.switch.interventions("core", [(0, 1)])).layers[0].scores[0, 1]
     assert torch.corrcoef(torch.stack([plain.flatten(), core.flatten()]))[0, 1] > 0.6
-    with pytest.raises(ValueError, match="there is no setting 'signed' for this model; it has trained, copied"):
-        subject.switch.interventions("signed", [(0, 0)])
 
 
 def test_a_full_core_of_a_head_that_has_one_is_that_head() -> None:
     model = NativeModel(Transformer(19, 7, 12, dim=20, heads=2, layers=1, head_dim=5, design="q=k,v", positions="none"))
     sample = torch.randint(19, (40, 12, 1), generator=torch.Generator().manual_seed(0))
     run = model.trace(sample)
-    switch = fitted(model.layers, run.layers)
+    switch = Replacements.of(model.layers, run)
     for setting in ("copied", "tied", "signed", "core"):
         changed = model.trace(sample, switch.interventions(setting, [(0, 0), (0, 1)]))
         torch.testing.assert_close(changed.layers[0].weights, run.layers[0].weights, rtol=1e-3, atol=1e-4)
@@ -157,7 +155,7 @@ def test_a_language_model_of_transformers(tmp_path: Path) -> None:
     tokenizer.pre_tokenizer = Whitespace()
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]").save_pretrained(tmp_path)
     subject = offers(tmp_path)["given"].open()
-    assert (subject.kind, subject.model.causal, subject.switch.settings) == ("language", True, SETTINGS)
+    assert (subject.kind, subject.model.causal, subject.settings) == ("language", True, list(SETTINGS))
     viewer = Viewer(subject)
     look = viewer.look("the cat saw a dog", Focus(1, 2, "tied", "all"))
     assert look["tokens"] == ["the", "cat", "saw", "a", "dog"]
@@ -202,7 +200,6 @@ def test_the_api_answers(port: int, cycle: Subject) -> None:
         ({"model": "causal", "text": "x", "layer": 9}, 400, "no head 0 in layer 9"),
         ({"model": "causal", "text": "x", "head": True}, 400, "whole numbers"),
         ({"model": "causal", "text": "x", "setting": "odd"}, 400, "setting must be one of trained, copied"),
-        ({"model": "causal", "text": "x", "setting": "signed"}, 400, "no setting 'signed' for this model"),
         ([1], 400, "expected a JSON object, not a list"),
     ],
 )

@@ -17,9 +17,9 @@ from querykey.cli import main
 from querykey.explorer import builtin
 from querykey.explorer.export import bundle
 from querykey.explorer.notation import Numbers
-from querykey.explorer.subjects import Offer, Subject, offers
+from querykey.explorer.subjects import SETTINGS, WINDOW, Offer, Subject, offers
 from querykey.models.native import NativeModel
-from querykey.models.replacements import SETTINGS, fitted
+from querykey.models.replacements import Replacements
 from querykey.models.trace import LayerTrace
 from querykey.transformer import Transformer
 
@@ -164,7 +164,7 @@ def test_each_switch_shows_what_pytorch_computes(name: str, visit: Any, models: 
     one = visit()
     one.choose(name)
     layer, head = int(one.page.input_value("#layer")), int(one.page.input_value("#head"))
-    for setting in subject.switch.settings:
+    for setting in subject.settings:
         one.switch(setting)
         assert_walk(one, subject, setting, layer, head)
         if setting != "trained":
@@ -182,7 +182,7 @@ def test_side_by_side(visit: Any, models: dict[str, Offer]) -> None:
         one.settle()
         rows = [one.texts(f".metrics tbody tr:nth-child({row}) td") for row in (1, 2, 3)]
         for column, setting in enumerate((left, right)):
-            pattern = run_of(subject, setting, 0, 0).pattern[0, 0]
+            pattern = run_of(subject, setting, 0, 0).weights[0, 0]
             assert_printed([rows[1][column]], pattern.diagonal().mean(), 100)
             drawn = torch.tensor(one.page.evaluate(PIXELS, f".side-{'ab'[column]} canvas"))
             ground, heat = torch.tensor([255.0, 255, 255]), torch.tensor([0x0B, 0x3D, 0x78])
@@ -524,7 +524,7 @@ def test_what_is_said_of_rings_holds_for_each_design(browser: Any) -> None:
     for design in said:
         model = NativeModel(Transformer(17, 17, 9, dim=12, heads=2, layers=1, design=design, positions="learned"))
         text = " ".join(map(str, sample[0, :, 0].tolist()))
-        switch = fitted(model.layers, model.trace(sample).layers)
+        switch = Replacements.of(model.layers, model.trace(sample), WINDOW)
         found[design] = Subject("numbers", model, Numbers(17, 1, 9), switch, text, design)
     with served(offered(**found), {"model": "q,k,v"}) as port:
         one = Visit(browser, f"http://127.0.0.1:{port}/#view=map")

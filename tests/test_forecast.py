@@ -17,18 +17,18 @@ from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel, PreTr
 from checkpoints import tie, tiny_config, tiny_model
 from querykey.checkpoint import probe
 from querykey.inspection.behaviour import behaviour, unseeing
-from querykey.inspection.forecast import COMPARISONS, REPLACEMENTS, Yardstick, forecast, replaced
+from querykey.inspection.forecast import COMPARISONS, REPLACEMENTS, Yardstick, forecast
 from querykey.inspection.inspect import examine
 from querykey.inspection.summary import sentences
 from querykey.inspection.tables import forecast_words
 from querykey.inspection.text import pieces
 from querykey.models.huggingface import HuggingFaceModel, open_model
 from querykey.models.moments import Moments
+from querykey.models.replacements import fit
 from querykey.models.trace import LayerTrace
 
 GENERATOR = torch.Generator().manual_seed(5)
 IDS = torch.randint(3, 61, (6, 23), generator=GENERATOR)  # more tokens than the width of the models
-EYES = torch.eye(8).expand(6, 8, 8)
 OTHERS = torch.randint(3, 61, (3, 17), generator=GENERATOR)
 
 
@@ -155,7 +155,7 @@ def test_layers_that_share_weights_are_replaced_together(tmp_path: Path) -> None
     yardstick = Yardstick(live, OTHERS)
     frame = forecast(yardstick, {0: moments}, per="layer")
     one, both = (
-        yardstick.effect({(place, h): c for place in places for h, c in replaced("uniform", moments, EYES).items()})
+        yardstick.effect({(place, None): fit("uniform", moments).intervention() for place in places})
         for places in ([0], [0, 1])
     )
     mine = frame[(frame["scope"] == "all") & (frame["replacement"] == "uniform")]
@@ -270,7 +270,7 @@ def test_replacements_without_anything_to_fit(tmp_path: Path) -> None:
     moments = fitted(live)[0]
     for kind, key in (("copied", lambda run: run.query), ("uniform", lambda run: 0 * run.key)):
         before = live.trace(OTHERS).layers[0]
-        after = live.trace(OTHERS, {(0, h): c for h, c in replaced(kind, moments, EYES).items()}).layers[0]
+        after = live.trace(OTHERS, {(0, None): fit(kind, moments).intervention()}).layers[0]
         expected: Callable[[LayerTrace], Tensor] = key
         scores = before.query @ expected(before).mT * 8**-0.5
         torch.testing.assert_close(after.weights, scores.softmax(-1), atol=1e-5, rtol=1e-4)

@@ -18,6 +18,7 @@ from querykey.checkpoint import CheckpointError
 from querykey.models.huggingface import HuggingFaceModel, open_model
 from querykey.models.intervention import HeadInput, Intervention, Map
 from querykey.models.native import NativeModel
+from querykey.models.replacements import Replacements
 from querykey.transformer import Transformer
 
 OPEN = ("bert", "gpt2", "llama", "qwen3", "gpt_neox", "modernbert")
@@ -159,6 +160,15 @@ def test_the_cosine_forgets_lengths(tmp_path: Path) -> None:
 def test_a_model_with_attention_of_its_own_is_refused_by_name(name: str, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=f"of type '{TINY[name][0]}', cannot be traced: .* by itself"):
         opened(name, tmp_path)
+
+
+def test_what_cannot_be_undone_cannot_be_replaced(tmp_path: Path) -> None:
+    model = opened("hunyuan", tmp_path)
+    replacements = Replacements.of(model.layers, model.trace(tokens()))
+    masked = model.trace(tokens(), replacements.interventions("selfmask", [(0, None)])).layers[0]
+    assert not masked.weights.diagonal(dim1=-2, dim2=-1)[..., 1:].any()
+    with pytest.raises(ValueError, match="no replacement 'tied' for this model; it has trained, selfmask, cosine"):
+        replacements.interventions("tied", [(0, 0)])
 
 
 def test_what_cannot_be_is_said_in_sentences(tmp_path: Path) -> None:

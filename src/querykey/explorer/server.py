@@ -35,9 +35,8 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from querykey.explorer.notation import MOST_CHARACTERS
-from querykey.explorer.subjects import Offer
+from querykey.explorer.subjects import SETTINGS, Offer, Scope
 from querykey.explorer.views import Focus, Viewer
-from querykey.models.replacements import SETTINGS, Scope
 
 PAGE = Path(__file__).parent / "page"
 DOCUMENTS = Path(__file__).parents[3] / "docs"  # beside the sources; an installed package has none

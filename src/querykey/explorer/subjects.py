@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -21,11 +21,16 @@ from querykey.explorer.notation import Bytes, Naming, Notation, Numbers, Words
 from querykey.explorer.sample import EXAMPLE, PYTHON, SAMPLE
 from querykey.models.huggingface import open_model
 from querykey.models.native import NativeModel
-from querykey.models.replacements import Switch, fitted
+from querykey.models.replacements import Kind as Setting
+from querykey.models.replacements import Replacements
 from querykey.models.trace import TracedModel
 from querykey.study.training import Trained, load
 from querykey.tasks import make_task, options_of
 
+SETTINGS: tuple[Setting, ...] = ("trained", "copied", "tied", "signed", "core", "selfmask", "cosine")
+Scope = Literal["head", "layer", "all"]
+SCOPES: tuple[Scope, ...] = get_args(Scope)
+WINDOW = 64  # under rotary positions the distances below it count in a fit
 PRONOUNS = (3, 1)  # a head of MiniLM that looks for whom a pronoun stands for
 
 Kind = Literal["sentence", "language", "masked", "bytes", "naming", "numbers"]
@@ -38,10 +43,15 @@ class Subject:
     kind: Kind
     model: TracedModel
     notation: Notation
-    switch: Switch
+    switch: Replacements
     example: str
     design: str | None = None
     first: tuple[int, int] | None = None
+
+    @property
+    def settings(self) -> list[Setting]:
+        """The replacements that the page offers for this model."""
+        return [kind for kind in SETTINGS if kind in self.switch.kinds]
 
 
 @dataclass
@@ -130,7 +140,7 @@ def _transformers(place: str | Path, revision: str | None, trust: bool) -> Subje
     live = open_model(place, revision, trust)
     first = live.trace(live.encode(SAMPLE, limit=512)[0])
     kind: Kind = "sentence" if first.logits is None else "language" if live.causal else "masked"
-    return Subject(kind, live, Words(live), fitted(live.layers, first.layers), EXAMPLE)
+    return Subject(kind, live, Words(live), Replacements.of(live.layers, first, WINDOW), EXAMPLE)
 
 
 def _own(path: Path) -> Subject:
@@ -139,7 +149,7 @@ def _own(path: Path) -> Subject:
     own = NativeModel(trained.model)
     notation, sample = _reading(trained)
     kind: Kind = "bytes" if isinstance(notation, Bytes) else "naming" if isinstance(notation, Naming) else "numbers"
-    switch = fitted(own.layers, own.trace(sample).layers)
+    switch = Replacements.of(own.layers, own.trace(sample), WINDOW)
     design = str(trained.model.attentions[0].design)
     return Subject(kind, own, notation, switch, _example(notation, trained.example), design)
 

@@ -20,8 +20,8 @@ from torch import Tensor
 from querykey.bilinear import argmax_cycles
 from querykey.explorer.notation import Encoded
 from querykey.explorer.rounding import SCORE_DIGITS, WEIGHT_DIGITS, rounded
-from querykey.explorer.subjects import Subject
-from querykey.models.replacements import SCOPES, Scope, Setting
+from querykey.explorer.subjects import SCOPES, Scope, Subject
+from querykey.models.replacements import Kind as Setting
 from querykey.models.trace import LayerTrace, Trace
 
 KEPT = 150_000_000  # numbers in the patterns of the runs that are kept, so that another head costs nothing
@@ -63,7 +63,7 @@ class Viewer:
             "design": subject.design,
             "causal": subject.model.causal,
             "layers": layers,
-            "settings": list(subject.switch.settings),
+            "settings": subject.settings,
             "example": subject.example,
             "first": self._telling_head(),
         }

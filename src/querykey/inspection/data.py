@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import pandas as pd
@@ -73,9 +74,10 @@ def _gathered(
     model: HuggingFaceModel, ids: Int[Tensor, "pieces length"], watch: Watch
 ) -> tuple[dict[int, Moments], dict[int, dict[str, Any]]]:
     """Moments and behaviour of every layer, by its number in the checkpoint."""
-    names = {layer.name: number for number, layer in enumerate(model.checkpoint.layers)}
-    numbers = [names[layer.name] for layer in model.layers]
-    moments = {names[layer.name]: Moments(layer) for layer in model.layers}
+    numbers = model.numbers
+    moments = {
+        n: Moments(layer, partial(model.output_weights, n)) for n, layer in zip(numbers, model.layers, strict=True)
+    }
     seen: dict[int, list[dict[str, Tensor]]] = {number: [] for number in moments}
     batches = ids.split(BATCH)
     layers: tuple[LayerTrace, ...] = ()

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from querykey.attention import reference
@@ -99,6 +99,15 @@ class HuggingFaceModel:
             module.register_forward_pre_hook(self._keep_input, with_kwargs=True)
         self._stack.register_forward_hook(self._keep_hidden)
         self.layers, self.causal = self._compared()
+
+    @cached_property
+    def numbers(self) -> tuple[int, ...]:
+        """For each of `layers` its number in the checkpoint."""
+        return tuple(self._numbers[layer.name] for layer in self.layers)
+
+    def output_weights(self, number: int) -> Float[Tensor, "heads v_dim dim"] | None:
+        """W_O of every head of the layer with this number in the checkpoint; None where it cannot be followed."""
+        return self.checkpoint.read(number, values=True).W_O
 
     @property
     def longest(self) -> int | None:

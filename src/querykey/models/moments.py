@@ -1,7 +1,8 @@
-"""First and second moments of what a layer's heads work with, gathered over batches of text."""
+"""First and second moments of what a layer's heads compute, added up over batches of text."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -15,25 +16,31 @@ from querykey.models.trace import LayerTrace
 
 
 class KeyValue(NamedTuple):
-    """Of one key head: covariance of `[k v]`, `E[qᵀq]` summed over the query heads that read it, and the means."""
+    """What one projection for keys and values has to keep, per key head.
 
-    covariance: Float[Tensor, "both both"]
-    query_moment: Float[Tensor, "qk_dim qk_dim"]
-    mean_key: Float[Tensor, " qk_dim"]
-    mean_value: Float[Tensor, " v_dim"]
+    Covariance and mean of `[k v]`; `E[qᵀq]` and `W_O W_Oᵀ` summed over the query heads that read the key head.
+    """
+
+    covariance: Float[Tensor, "kv_heads both both"]
+    mean: Float[Tensor, "kv_heads both"]
+    query_moment: Float[Tensor, "kv_heads qk_dim qk_dim"]
+    output_gram: Float[Tensor, "kv_heads v_dim v_dim"]
 
 
 class Moments:
     """Of one attention layer: moments of every head's `[q k v]`, before any rotation, and the layer's inputs.
 
-    Layers that share their weights share their moments.
+    `W_O` returns the output weights of every head; without it, values count as if it were the identity.
     """
 
-    def __init__(self, layer: HeadMap) -> None:
+    def __init__(
+        self, layer: HeadMap, W_O: Callable[[], Float[Tensor, "heads v_dim dim"] | None] = lambda: None
+    ) -> None:
         self.layer = layer
+        self.tokens = 0
+        self._W_O = W_O
         self._inputs: list[Tensor] = []
-        self._tokens = 0
-        self._sum = self._square = torch.zeros(())
+        self._sum = self._square = self._norms = torch.zeros(())
 
     def add(self, trace: LayerTrace) -> None:
         """Add one batch."""
@@ -41,7 +48,8 @@ class Moments:
         together = torch.cat([q, k, trace.value], -1).transpose(0, 1).flatten(1, 2).double()  # heads, tokens, sizes
         self._sum = self._sum + together.sum(1)
         self._square = self._square + together.mT @ together
-        self._tokens += together.shape[1]
+        self._norms = self._norms + torch.stack([x.norm(dim=-1).double().sum((0, 2)) for x in (q, k)])
+        self.tokens += together.shape[1]
         self._inputs.append(trace.x.flatten(0, -2))
 
     @property
@@ -52,13 +60,21 @@ class Moments:
     @property
     def mean(self) -> Float[Tensor, "heads all"]:
         """Means of `[q k v]`."""
-        return self._sum / self._tokens
+        return self._sum / self.tokens
 
     @property
     def covariance(self) -> Float[Tensor, "heads all all"]:
         """Of `[q k v]`."""
         mean = self.mean
-        return self._square / self._tokens - mean[..., None] * mean[..., None, :]
+        return self._square / self.tokens - mean[..., None] * mean[..., None, :]
+
+    @property
+    def temperature(self) -> Float[Tensor, " heads"]:
+        """For each head the factor that makes the cosine of query and key about as large as their scores."""
+        query, key = self._norms / self.tokens
+        scaling = self.head_dim**-0.5 if self.layer.scaling is None else self.layer.scaling
+        found: Tensor = query * key * scaling
+        return found
 
     def form(self) -> BilinearForm:
         """The heads in the metric of their own queries and keys."""
@@ -71,9 +87,15 @@ class Moments:
         values = torch.linalg.svdvals(x - x.mean(0)).square().double() / len(x)
         return torch.nn.functional.pad(values, (0, x.shape[1] - len(values)))
 
-    def key_value(self, key_head: int) -> KeyValue:
-        """What a shared projection of keys and values has to keep for one key head."""
-        mine = [head for head, own in enumerate(self.layer.key_head) if own == key_head]
-        n, covariance, mean = self.head_dim, self.covariance[mine], self.mean[mine]
-        moment = self._square[mine, :n, :n].sum(0) / self._tokens
-        return KeyValue(covariance[0, n:, n:], moment, mean[0, n : 2 * n], mean[0, 2 * n :])
+    def key_value(self) -> KeyValue:
+        """What one projection for keys and values has to keep."""
+        n, groups, W_O = self.head_dim, torch.tensor(self.layer.key_head), self._W_O()
+        first = [self.layer.key_head.index(group) for group in range(int(groups.max()) + 1)]
+        v = self.mean.shape[1] - 2 * n
+        gram = torch.eye(v).expand(len(groups), v, v) if W_O is None else W_O @ W_O.mT
+
+        def summed(heads: Float[Tensor, "heads size size"]) -> Float[Tensor, "kv_heads size size"]:
+            return heads.new_zeros(len(first), *heads.shape[1:]).index_add(0, groups, heads)
+
+        moment = self._square[:, :n, :n] / self.tokens
+        return KeyValue(self.covariance[first, n:, n:], self.mean[first, n:], summed(moment), summed(gram.double()))

@@ -1,160 +1,200 @@
-"""The switch: what a head becomes when its queries and keys are made the same, in seven settings.
+"""Replacements: what heads become when their weights are shared, fitted in closed form to moments of their activations.
 
-| setting | queries and keys |
-|---|---|
-| `trained` | q = x W_Q, k = x W_K |
-| `copied` | k = x W_Q: W_K := W_Q, with no fit at all |
-| `tied` | q = k = x W, the closest single matrix |
-| `signed` | k = x W, q = k C with C diagonal, each entry +1 or −1: symmetric scores, the closest ones |
-| `core` | k = x W, q = k C with any small matrix C |
-| `selfmask` | as trained, but no position may attend to itself |
-| `cosine` | as trained, but only the angle between q and k counts |
+| kind | the head becomes | closed form |
+|---|---|---|
+| `trained` | what it is | |
+| `copied` | W_K := W_Q, without a fit | |
+| `tied` | W_Q = W_K | `best_tied`; under rotary positions `best_tied_rotary` |
+| `signed` | W_Q = W_K with a sign per dimension (per pair that rotates) | `best_signed`; `best_signed_rotary` |
+| `core` | W_Q = W_K C with a head_dim × head_dim matrix C | `best_core`; `core_on_keys` |
+| `key_value` | one projection for keys and values | `best_key_value` |
+| `uniform` | the same weight on every position | |
+| `selfmask` | no position attends to itself | |
+| `cosine` | scores are proportional to the cosine of query and key | |
 
-Closest means the least squared error of the scores on a sample of what the head gets (`bilinear.closed_form`, fitted to
-its own queries and keys, with the term that depends on the key alone). Under rotary positions `tied` is fitted for all
-distances, `core` has W = W_K, for which it is exact which core is best, and `signed` is not offered: a core of signs
-does not commute with the rotation, so its scores would not be symmetric.
+A fitted replacement is a set of affine maps of a head's own queries, keys and values, before the rotation by positions,
+or of the layer's input. So it acts on one head or on a whole layer, and whoever fits other maps (a latent that all key
+heads of a layer share) makes a `Replacement` of them. Without rotation, biases keep what keys alone add to the scores;
+under rotation `core` has the bias of its least-squares fit, and `tied` and `signed` mix the biases like the weights.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, get_args
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from querykey.bilinear import (
     BilinearForm,
     SharedHead,
     best_core,
+    best_key_value,
     best_signed,
+    best_signed_rotary,
     best_tied,
     best_tied_rotary,
     core_on_keys,
     shared_bias,
 )
-from querykey.checkpoint import HeadMap
+from querykey.checkpoint import HeadMap, Rotary
 from querykey.machine import one_thread
 from querykey.models.intervention import HeadInput, Intervention, Interventions
-from querykey.models.rotation import rotary_form, rotated
-from querykey.models.trace import LayerTrace
+from querykey.models.moments import Moments
+from querykey.models.rotation import paired_order, rotary_form
+from querykey.models.trace import Trace
 
-Setting = Literal["trained", "copied", "tied", "signed", "core", "selfmask", "cosine"]
-SETTINGS: tuple[Setting, ...] = get_args(Setting)
-Scope = Literal["head", "layer", "all"]
-SCOPES: tuple[Scope, ...] = get_args(Scope)
+Kind = Literal["trained", "copied", "tied", "signed", "core", "key_value", "uniform", "selfmask", "cosine"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+WITHOUT_POSITIONS: tuple[Kind, ...] = ("trained", "selfmask", "cosine")  # need not undo the rotation by positions
 
-WINDOW = 64  # distances below it count in the fit under rotary positions
+Source = Literal["x", "query", "key", "value"]
+Role = Literal["query", "key", "value"]
 
 
-class Fit(NamedTuple):
-    """What a layer becomes in one setting that has to be fitted: `shared` over its heads, and what is added to keys.
+class Affine(NamedTuple):
+    """Σ source @ matrix + bias for each head of a layer."""
 
-    `order` puts the channels of a head in the order that `shared` has them in.
-    """
+    matrices: Mapping[Source, Float[Tensor, "heads source size"]]
+    bias: Float[Tensor, "heads size"]
 
-    shared: SharedHead
-    bias: Float[Tensor, "heads head_dim"]
-    order: Int[Tensor, " head_dim"]
-
-    def intervention(self, head: int) -> Intervention:
-        """The intervention in one head."""
-        from_query, from_key, core = (m[head].float() for m in self.shared)
-        bias, back = self.bias[head].float(), self.order.argsort()
-
-        def mixed(given: HeadInput) -> Tensor:
-            query, key = given.query[..., self.order], given.key[..., self.order]
-            return query @ from_query.to(query) + key @ from_key.to(key) + bias.to(key)
-
-        return Intervention(
-            query=lambda given: (mixed(given) @ core.to(given.query))[..., back],
-            key=lambda given: mixed(given)[..., back],
-        )
+    def of(self, given: HeadInput, head: int | None) -> Tensor:
+        """The map of one head, or of all heads of the layer."""
+        at = slice(None) if head is None else head
+        bias = self.bias[:, None] if head is None else self.bias[head]
+        found = bias.to(given.x).expand(*given.query.shape[:-1], -1)
+        for source, matrix in self.matrices.items():
+            found = found + getattr(given, source) @ matrix[at].to(given.x)
+        return found
 
 
 @dataclass(frozen=True, eq=False)
-class Switch:
-    """The settings of a model's heads, fitted to a sample of what they get; `settings` are those that it has."""
+class Replacement:
+    """What replaces all heads of a layer, or any one of them: maps for the roles that change, or another scoring."""
 
-    fits: Mapping[tuple[Setting, int], Fit]
-    temperatures: Sequence[Float[Tensor, " heads"]]
-    settings: tuple[Setting, ...]
+    maps: Mapping[Role, Affine] = field(default_factory=dict)
+    self_mask: bool = False
+    cosine: Float[Tensor, " heads"] | None = None
 
-    def interventions(self, setting: Setting, heads: Sequence[tuple[int, int]]) -> Interventions:
-        """What the setting makes of these heads, as (layer, head).
+    def intervention(self, head: int | None = None) -> Intervention:
+        """The intervention in this head, or in the whole layer."""
 
-        Raises ValueError for a setting that there is not, or not for this model.
+        def function(affine: Affine) -> Callable[[HeadInput], Tensor]:
+            return lambda given: affine.of(given, head)
+
+        cosine = self.cosine if self.cosine is None or head is None else float(self.cosine[head])
+        functions = {role: function(affine) for role, affine in self.maps.items()}
+        return Intervention(**functions, self_mask=self.self_mask, cosine=cosine)
+
+
+class Replacements:
+    """The replacements of a model's heads, each fitted when it is first asked for.
+
+    - `moments`: by layer in the order of running; the same object where a layer runs several times.
+    - `window`: under rotary positions `tied` is fitted over the distances below it; None for all.
+
+    `kinds` are those that every layer can have.
+    """
+
+    def __init__(self, moments: Mapping[int, Moments], window: int | None = None) -> None:
+        self.moments, self.window = moments, window
+        free = all(one.layer.positions != "other" for one in moments.values())
+        self.kinds = KINDS if free else WITHOUT_POSITIONS
+        self._fits: dict[tuple[Kind, Moments], Replacement] = {}
+
+    @classmethod
+    def of(cls, layers: Sequence[HeadMap], trace: Trace, window: int | None = None) -> Replacements:
+        """The replacements of a model with these layers, fitted to what it computed on one batch."""
+        moments = {number: Moments(layer) for number, layer in enumerate(layers)}
+        for number, one in moments.items():
+            one.add(trace.layers[number])
+        return cls(moments, window)
+
+    def interventions(self, kind: Kind, places: Iterable[tuple[int, int | None]]) -> Interventions:
+        """The interventions that make heads (layer, head), or with head None layers, into those of this kind.
+
+        Raises ValueError for a kind that this model cannot have.
         """
-        if setting not in self.settings:
-            raise ValueError(f"there is no setting {setting!r} for this model; it has {', '.join(self.settings)}")
-        if setting == "trained":
+        if kind not in self.kinds:
+            raise ValueError(f"no replacement {kind!r} for this model; it has {', '.join(self.kinds)}")
+        if kind == "trained":
             return {}
-        return {(layer, head): self._intervention(setting, layer, head) for layer, head in heads}
+        return {(layer, head): self._fit(kind, self.moments[layer]).intervention(head) for layer, head in places}
 
-    def _intervention(self, setting: Setting, layer: int, head: int) -> Intervention:
-        match setting:
-            case "copied":
-                return Intervention(key=lambda given: given.query)
-            case "selfmask":
-                return Intervention(self_mask=True)
-            case "cosine":
-                return Intervention(cosine=float(self.temperatures[layer][head]))
-        return self.fits[setting, layer].intervention(head)
+    def _fit(self, kind: Kind, moments: Moments) -> Replacement:
+        if (kind, moments) not in self._fits:
+            self._fits[kind, moments] = fit(kind, moments, self.window)
+        return self._fits[kind, moments]
 
 
 @one_thread()
-def fitted(layers: Sequence[HeadMap], sample: Sequence[LayerTrace]) -> Switch:
-    """The switch of a model with these layers; `sample` is a run of it on what the closed forms are fitted to."""
-    fits: dict[tuple[Setting, int], Fit] = {}
-    temperatures = []
-    settings = list(SETTINGS)
-    for number, (layer, run) in enumerate(zip(layers, sample, strict=True)):
-        if layer.positions == "other":  # queries and keys cannot be told from their positions
-            settings = [setting for setting in settings if setting in ("trained", "selfmask", "cosine")]
-        else:
-            fits |= {(setting, number): fit for setting, fit in _fits(layer, run).items()}
-        temperatures.append(_temperature(layer, run))
-    for setting in ("tied", "signed", "core"):
-        if any((setting, number) not in fits for number in range(len(layers))) and setting in settings:
-            settings.remove(setting)
-    return Switch(fits, temperatures, tuple(settings))
+def fit(kind: Kind, moments: Moments, window: int | None = None) -> Replacement:
+    """The replacement of a layer by the closest heads of a kind; `window` as in `Replacements`."""
+    zeros = torch.zeros_like(moments.mean[:, : moments.head_dim])
+    match kind:
+        case "trained":
+            return Replacement()
+        case "selfmask":
+            return Replacement(self_mask=True)
+        case "cosine":
+            return Replacement(cosine=moments.temperature)
+        case "copied":
+            return Replacement(
+                {"key": Affine({"query": torch.eye(moments.head_dim).expand(len(zeros), -1, -1)}, zeros)}
+            )
+        case "uniform":
+            return Replacement({"query": Affine({}, zeros)})
+        case "key_value":
+            return _key_value(moments)
+        case "core" if moments.layer.rotary is not None:
+            return _core_on_keys(moments)
+    form = moments.form()
+    if moments.layer.rotary is not None:
+        return _shared(_rotary(kind, form, moments.layer.rotary, window), zeros)
+    closed: dict[Kind, Callable[..., SharedHead]] = {"tied": best_tied, "signed": best_signed, "core": best_core}
+    shared = closed[kind](form, key_only=True)
+    return _shared(shared, shared_bias(shared, form))
 
 
-def _fits(layer: HeadMap, run: LayerTrace) -> dict[Setting, Fit]:
-    """The fitted settings of one layer."""
-    query, key = (_samples(x, layer) for x in (run.query, run.key))
-    form = BilinearForm.from_activations(query, key)
-    order = torch.arange(form.head_dim)
-    if layer.rotary is None:
-        heads: dict[Setting, SharedHead] = {
-            "tied": best_tied(form, key_only=True),
-            "signed": best_signed(form, key_only=True),
-            "core": best_core(form, key_only=True),
-        }
-        return {setting: Fit(head, shared_bias(head, form), order) for setting, head in heads.items()}
-    turning = rotary_form(form, layer.rotary, WINDOW)
-    first, second = layer.rotary.pairs.T
-    still = torch.ones(form.head_dim, dtype=torch.bool)
-    still[layer.rotary.pairs.flatten()] = False
-    paired = torch.cat([first, second, still.nonzero().flatten()])
-    nothing = torch.zeros(len(query), form.head_dim)
-    return {
-        "tied": Fit(best_tied_rotary(turning.form, turning.rotation), nothing, paired),
-        "core": Fit(core_on_keys(form), nothing, order),
-    }
+def _shared(shared: SharedHead, bias: Float[Tensor, "heads qk_dim"]) -> Replacement:
+    """Keys `k̂ = q F_q + k F_k + bias`, queries `k̂ C`."""
+    from_query, from_key, core = shared
+    key = Affine({"query": from_query, "key": from_key}, bias)
+    query = Affine({"query": from_query @ core, "key": from_key @ core}, (bias[:, None] @ core)[:, 0])
+    return Replacement({"query": query, "key": key})
 
 
-def _samples(x: Float[Tensor, "batch heads length size"], layer: HeadMap) -> Float[Tensor, "heads tokens size"]:
-    """All queries or keys of each head, as they are before the rotation."""
-    return rotated(x, layer.rotary, -1).transpose(0, 1).flatten(1, 2).double()
+def _rotary(kind: Kind, form: BilinearForm, rotary: Rotary, window: int | None) -> SharedHead:
+    """Under rotation: fitted over the distances of the window, `signed` always over all."""
+    turning = rotary_form(form, rotary, None if kind == "signed" else window)
+    shared = (best_signed_rotary if kind == "signed" else best_tied_rotary)(turning.form, turning.rotation)
+    back = paired_order(rotary, form.head_dim).argsort()
+    return SharedHead(*(matrix[..., back, :][..., back] for matrix in shared))
 
 
-def _temperature(layer: HeadMap, run: LayerTrace) -> Float[Tensor, " heads"]:
-    """For each head the number that gives the cosine as much weight as the dot product has on average."""
-    query, key = (x.norm(dim=-1).mean((0, 2)) for x in (run.query, run.key))
-    scaling: float = run.query.shape[-1] ** -0.5 if layer.scaling is None else layer.scaling
-    temperature: Tensor = query * key * scaling
-    return temperature
+def _core_on_keys(moments: Moments) -> Replacement:
+    """`q ≈ k C + b` by least squares: the best core given W_K, at every distance, with a bias of its own."""
+    core, n = core_on_keys(moments.form()).core, moments.head_dim
+    bias = moments.mean[:, :n] - (moments.mean[:, None, n : 2 * n] @ core)[:, 0]
+    return Replacement({"query": Affine({"key": core}, bias)})
+
+
+def _key_value(moments: Moments) -> Replacement:
+    """Keys and values from `u = (k − k̄) F_k + (v − v̄) F_v`: the key `u Sᵀ + k̄` and the value `u T + v̄`.
+
+    A key head and all query heads that read it share one u.
+    """
+    given, n = moments.key_value(), moments.head_dim
+    shared = best_key_value(given.covariance, given.query_moment, given.output_gram)
+    mean_key, mean_value = given.mean[:, None, :n], given.mean[:, None, n:]
+    groups = list(moments.layer.key_head)
+
+    def reads(out: Float[Tensor, "kv_heads size role"], mean: Float[Tensor, "kv_heads 1 role"]) -> Affine:
+        matrices: dict[Source, Tensor] = {"key": shared.from_key @ out, "value": shared.from_value @ out}
+        bias = mean - mean_key @ matrices["key"] - mean_value @ matrices["value"]
+        return Affine({source: matrix[groups] for source, matrix in matrices.items()}, bias[groups, 0])
+
+    return Replacement({"key": reads(shared.query_map.mT, mean_key), "value": reads(shared.output_map, mean_value)})
