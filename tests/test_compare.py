@@ -131,7 +131,7 @@ def test_seeds_are_added_until_each_verdict_is_decided(tmp_path, monkeypatch):
     def made_up(work, workers):
         for cell, _ in work:
             trained.append((str(cell.design), cell.seed))
-            noise = random.Random(cell.key).gauss(0, 1)
+            noise = random.Random(f"{cell.design} {cell.seed}").gauss(0, 1)
             score = {"q,k,v": 0.9, "q=k,v": 0.5 + 0.01 * noise, "q,k=v": 0.9, "q=k=v": 0.9 + 0.3 * noise}[
                 str(cell.design)
             ]

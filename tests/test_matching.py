@@ -70,7 +70,7 @@ def test_what_no_size_can_match_is_refused_with_the_nearest():
 
 @pytest.mark.usefixtures("unchecked")
 def test_an_unknown_rule_is_refused():
-    with pytest.raises(PlanError, match="match must be one of width, parameters, flops, not 'depth'"):
+    with pytest.raises(PlanError, match="match must be one of width, parameters, flops, cache, not 'depth'"):
         from_mapping({"designs": ["q,k,v"], "match": "depth", "tasks": {"cycle": {}}}, "bad").cells(
             {"cycle": make_task("cycle")}
         )
@@ -81,3 +81,33 @@ def test_a_plan_gives_each_design_its_own_size():
     cells = plan.cells(plan.make_tasks())
     assert [cell.task.config.hidden for cell in cells] == [256, 288, 256, 288]
     assert len({cell.key for cell in cells}) == 4
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("mlp", [0.0, 4.0])
+def test_a_saved_cache_goes_into_the_head_size(mlp):
+    """Counted on the caches of real models, after decoding."""
+    config = Config(layers=2, dim=48, heads=4, mlp=mlp, positions="rotary")
+    task = make_task("induction")
+    kept, mlps = {}, set()
+    for name in ("q,k,v", "q,k=v", "q,k,v+kv_heads=2", "q,k,v+kv_heads=1", "q,k,v+qk_dim=4", "q=k,v"):
+        own = matched(config, Design.parse(name), BASELINE, "cache", task.length)
+        plan = from_mapping({"designs": [name], "tasks": {"induction": dataclasses.asdict(own)}}, "one")
+        model = build(plan.cells({"induction": task})[0], task)
+        caches = model.caches()
+        model(task.sample(1, torch.Generator().manual_seed(0)).inputs, caches=caches)
+        kept[name] = sum(cache.nbytes for cache in caches) / task.length
+        mlps.add(own.hidden)
+        assert own.layout(Design.parse(name)).cache_bytes() * 2 == cost(own, Design.parse(name), "cache", 1)
+    assert len(mlps) == 1
+    assert kept["q,k,v"] == 2 * 2 * 48 * 4
+    for name, size in kept.items():
+        assert abs(size / kept["q,k,v"] - 1) <= TOLERANCE, name
+
+
+def test_a_cache_that_no_head_size_meets_is_refused():
+    config = Config(dim=64, heads=4, head_dim=2, positions="rotary")
+    with pytest.raises(
+        PlanError, match=r"q,k,v\+qk_dim=8 cannot be matched to q,k,v in cache within 2%: the nearest is"
+    ):
+        matched(config, Design.parse("q,k,v+qk_dim=8"), BASELINE, "cache", 10)

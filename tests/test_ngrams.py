@@ -68,17 +68,38 @@ def counted_bits(task, read, scored, order):
 
 def test_levels_are_those_of_a_count_by_hand(task):
     read, scored = windows(task, 40, 0, "train"), windows(task, 25, 1, "test")
-    levels = task.yardsticks([read], [scored])
+    levels = task.yardsticks(40, torch.Generator().manual_seed(0), [scored])
     assert list(levels) == ["unigram", "bigram", "trigram", "5-gram"]
     for name, order in ORDERS.items():
         assert levels[name] == pytest.approx(counted_bits(task, read, scored, order), abs=1e-9)
     assert levels["trigram"] < levels["bigram"] < levels["unigram"] < 8
 
 
-def test_parts_are_counted_together(task):
-    read, scored = windows(task, 40, 0, "train"), [windows(task, 25, 1, "test")]
+def test_where_a_cell_reads_more_than_the_text_all_of_it_is_counted_once(task):
+    scored, data = windows(task, 25, 1, "test"), task.corpus.train.data.tolist()
+    assert len(task.corpus.train.ends) == 1
+    rows = [data[start : start + 11 + (task.name == "text")] for start in range(0, len(data) - 10, 11)]
+    followers = defaultdict(Counter)
+    for row in rows:
+        for i in range(task.name == "text", len(row)):
+            before = row[i - 1] if i else None
+            followers[before][row[i]] += 1
+    single = sum(followers.values(), Counter())
+    bigram = 0.0
+    for target, near in events_of(task, scored, counting=False):
+        p = (single[target] + len(single) / 256) / (single.total() + len(single))
+        if seen := followers.get(near[0]):
+            p = (seen[target] + len(seen) * p) / (seen.total() + len(seen))
+        bigram -= math.log2(p) / int(scored.counted.sum())
+    levels = task.yardsticks(10**6, torch.Generator().manual_seed(0), [scored])
+    assert levels["bigram"] == pytest.approx(bigram, abs=1e-9)
+
+
+def test_parts_are_joined(task):
+    read = windows(task, 40, 0, "train")
     parts = [Examples(*(column[start : start + 7] for column in read[:3])) for start in range(0, 40, 7)]
-    assert task.yardsticks(parts, scored) == task.yardsticks([read], scored)
+    for one, other in zip(Events.of([read], (0, -1, 2)), Events.of(parts, (0, -1, 2)), strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_probabilities_of_all_tokens_sum_to_one():

@@ -85,7 +85,7 @@ def test_the_key_is_of_all_that_decides_and_of_nothing_else(tmp_path):
     assert again.cells(again.make_tasks())[0].key == cell.key
     keys = {cell.key}
     for change in ({"steps": 6}, {"dim": 32}, {"lr": 0.02}, {"dropout": 0.5}):
-        other = adjust(plan, config=change)
+        other = adjust(plan, **change)
         keys.add(other.cells(other.make_tasks())[0].key)
     keys |= {dataclasses.replace(cell, seed=1).key, dataclasses.replace(cell, device="cuda:0").key}
     assert len(keys) == 7
@@ -108,7 +108,7 @@ def test_a_text_goes_by_its_content_and_not_by_its_place(tmp_path):
 
 @pytest.mark.usefixtures("unchecked")
 def test_adjusting_a_plan():
-    plan = adjust(load_plan("why"), tasks=["swap", "cycle"], designs=["k,q,v"], seeds=3, config={"steps": 7})
+    plan = adjust(load_plan("why"), tasks=["swap", "cycle"], designs=["k,q,v"], seeds=3, steps=7)
     assert isinstance(plan, Plan)
     assert [task.name for task in plan.tasks] == ["swap", "cycle"]
     assert [task.config.steps for task in plan.tasks] == [7, 7]
@@ -117,8 +117,12 @@ def test_adjusting_a_plan():
         adjust(load_plan("why"), tasks=["swap"], text=["here"])
     with pytest.raises(PlanError, match="each task can be named once"):
         adjust(load_plan("why"), tasks=["swap", "swap"])
-    with pytest.raises(PlanError, match="unknown option 'depth'; known are layers"):
-        adjust(load_plan("why"), config={"depth": 3})
+    with pytest.raises(ValueError, match="shift: positions must be one of rotary, learned; got 'none'"):
+        adjust(load_plan("why"), tasks=["shift"], positions="none").make_tasks()
+    with pytest.raises(PlanError, match=r"unknown option 'step' .did you mean 'steps'"):
+        adjust(load_plan("why"), step=3)
+    with pytest.raises(PlanError, match="unknown option 'depth'; known are tasks, designs"):
+        adjust(load_plan("why"), depth=3)
 
 
 def test_a_task_may_be_there_twice_with_designs_of_its_own():

@@ -197,7 +197,7 @@ class TestEveryTask:
     def test_is_its_name_and_its_options(self, task: Task) -> None:
         assert make_task(task.name, **task.options) == task
         assert json.loads(json.dumps(task.options)) == task.options
-        assert (task.data_hash, task.prepare(Path("nowhere")), task.yardsticks([], [])) == (None, {}, {})
+        assert (task.data_hash, task.prepare(Path("nowhere")), task.yardsticks(9, seeded(), [])) == (None, {}, {})
 
 
 TINY = {"cycle": {"length": 3, "names": 3, "payloads": 2}, "swap": {"length": 2, "names": 3, "payloads": 2}}

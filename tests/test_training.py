@@ -2,6 +2,8 @@
 
 import dataclasses
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -144,3 +146,32 @@ def test_a_text_that_has_changed_since_is_not_mixed_in(tmp_path):
     (tmp_path / "text").write_bytes(b"that is the question " * 200)
     with pytest.raises(ValueError, match="the text has changed"):
         training.train(mine)
+
+
+def test_bfloat16_changes_little():
+    exact, other = (training.train(cell(task="induction", steps=30, bf16=bf16)) for bf16 in (False, True))
+    assert other.status == "finished"
+    assert other.metrics != exact.metrics
+    assert other.metrics["test"] == pytest.approx(exact.metrics["test"], abs=0.02)
+    assert len({cell(**chosen).key for chosen in ({}, {"bf16": True}, {"compile": True})}) == 3
+
+
+COMPILED = """
+from querykey.study.plan import from_mapping
+from querykey.study.training import train
+
+scores = []
+for compiled in (False, True):
+    table = {"layers": 1, "dim": 12, "heads": 2, "steps": 9, "batch": 3, "evaluations": 3, "compile": compiled}
+    plan = from_mapping({"designs": ["q=k,v+selfmask"], "tasks": {"induction": table}}, "one")
+    scores.append(train(plan.cells(plan.make_tasks())[0]).curve["loss"])
+print(max(abs(one - other) for one, other in zip(*scores, strict=True)))
+"""
+
+
+@pytest.mark.slow
+def test_a_compiled_step_trains_the_same_model():
+    """In a fresh interpreter: the shape checks of the tests would break the graph."""
+    done = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert float(done.stdout) < 1e-4

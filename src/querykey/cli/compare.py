@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from querykey.cli.options import add_command, add_options, output_folder, parsed, real_number, whole_number
-from querykey.design import Design
+from querykey.cli.options import add_command, add_options, described, output_folder
 from querykey.extras import needs
 from querykey.study.config import Config
+from querykey.study.options import Options
 
 EXAMPLES = {
     "querykey compare": "the plan why: do queries and keys need different weights?",
@@ -25,34 +25,10 @@ def add_to(commands: Any) -> None:
     parser.add_argument(
         "plan", nargs="?", metavar="PLAN", help="a plan that ships with querykey (why, claims), or a .toml or .py file"
     )
-    parser.add_argument(
-        "--tasks", nargs="+", metavar="TASK", help="tasks instead of the plan's, such as cycle shift text"
-    )
-    parser.add_argument(
-        "--designs",
-        nargs="+",
-        type=parsed(Design.parse),
-        metavar="DESIGN",
-        help="designs instead of the plan's; the first is the baseline",
-    )
-    parser.add_argument("--text", nargs="+", metavar="PATH", help="files, folders, globs or hf:NAME for the task text")
-    parser.add_argument("--tokenizer", metavar="FILE", help="of the tokenizers library, instead of bytes")
-    parser.add_argument("--seeds", type=_count_or_auto, metavar="N", help="paired seeds; auto adds them until decided")
-    parser.add_argument("--most-seeds", type=whole_number, metavar="N", help="where --seeds auto ends (default: 24)")
-    parser.add_argument("--match", choices=("width", "parameters", "flops"), help="what is equal for all designs")
-    parser.add_argument(
-        "--tune", nargs="+", type=real_number, metavar="LR", help="learning rates to choose from, per design"
-    )
-    parser.add_argument(
-        "--out", type=output_folder, metavar="DIR", help="folder of the records and the report (default: runs/PLAN)"
-    )
-    parser.add_argument("--workers", type=whole_number, metavar="N", help="processes (default: one per core)")
-    parser.add_argument("--device", metavar="NAME", help="auto (default), cpu, cuda, ...")
-    parser.add_argument("--engine", choices=("local", "ray"), help="local processes (default), or Ray tasks")
-    parser.add_argument(
-        "--ray-address", metavar="HOST:PORT", help="a running Ray cluster (default: one of this machine)"
-    )
-    parser.add_argument("--gpus", type=real_number, metavar="SHARE", help="of a GPU that each Ray task asks for")
+    about_options = described(Options)
+    parser.add_argument("--seeds", type=_count_or_auto, metavar="N", help=about_options["seeds"])
+    parser.add_argument("--out", type=output_folder, metavar="DIR", help=about_options["out"])
+    add_options(parser, Options, without=("seeds", "out"))
     sizes = parser.add_argument_group("model and training, for all tasks instead of the plan's")
     add_options(sizes, Config)
 

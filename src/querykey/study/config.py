@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:  # the command line reads the fields before it loads torch
     from querykey.design import Design
     from querykey.layout import Layout
     from querykey.tasks import Positions
+
+Match = Literal["width", "parameters", "flops", "cache"]
 
 
 class PlanError(ValueError):
@@ -33,6 +35,8 @@ class Config:
         weight_decay: of AdamW.
         warmup: share of the steps during which the learning rate rises.
         evaluations: points of the validation curve.
+        bf16: bfloat16 autocast of the forward pass, in training and scoring.
+        compile: torch.compile of the training step's forward pass.
     """
 
     layers: int = 2
@@ -48,6 +52,8 @@ class Config:
     weight_decay: float = 0.0
     warmup: float = 0.1
     evaluations: int = 10
+    bf16: bool = False
+    compile: bool = False
 
     def __post_init__(self) -> None:
         for name in ("layers", "dim", "heads", "steps", "batch", "evaluations"):
@@ -80,6 +86,6 @@ class Config:
 
 
 def check(name: str, good: bool, expected: str, given: object) -> None:
-    """Refuse a value, saying what was expected and what came."""
+    """Raise PlanError unless the value is good."""
     if not good:
         raise PlanError(f"{name} must be {expected}, not {given}")

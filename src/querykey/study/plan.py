@@ -20,8 +20,8 @@ from typing import Any
 from querykey.design import Design
 from querykey.spelling import hint, unknown
 from querykey.study.claims import Claim
-from querykey.study.config import Config, PlanError, check
-from querykey.study.matching import Match, matched
+from querykey.study.config import Config, Match, PlanError, check
+from querykey.study.matching import matched
 from querykey.tasks import Task, make_task, options_of
 
 PLACES = ("paths", "tokenizer", "prepared")  # options that say where something lies; the data hash says what it is

@@ -52,11 +52,10 @@ class Outcome:
 
 
 def train(cell: Cell, weights: Path | None = None, watch: Callable[[int], None] = lambda step: None) -> Outcome:
-    """Train one cell, and keep its weights in the safetensors file `weights` if one is given.
+    """Train one cell, and write its weights to the safetensors file `weights` if one is given.
 
-    `watch` is called after each step with its number, from 1.
-
-    Training whose loss is no longer finite ends with status ``"diverged"``; else it is ``"finished"``.
+    `watch` is called after each step with its number, from 1. The status is ``"diverged"`` if the loss is not finite,
+    else ``"finished"``.
 
     Raises:
         ValueError: if the text is not the one that the cell was planned with.
@@ -65,45 +64,17 @@ def train(cell: Cell, weights: Path | None = None, watch: Callable[[int], None] 
     task = _make_task(cell.task.kind, json.dumps(dict(cell.task.options)))
     if task.data_hash != cell.data_hash:
         raise ValueError("the text has changed since the study began; start again, with another --out or the old text")
-    config, device = cell.task.config, torch.device(cell.device)
-    model = build(cell, task).to(device)
-    validation = _to(task.sample(VALIDATION, generator(task.name, cell.seed, "validation"), "validation"), device)
-    curve: dict[str, list[float]] = {"step": [], "loss": [], "validation": []}
-    optimiser = torch.optim.AdamW(
-        model.parameters(), lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.98), fused=True
-    )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: learning_rate(step, config))
-    losses: list[Tensor] = []
-    marks = {round((n + 1) * config.steps / config.evaluations) for n in range(config.evaluations)}
-    for step, examples in enumerate(_batches(task, config, cell.seed, device), start=1):
-        loss = _loss(model, examples)
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        schedule.step()
-        losses.append(loss.detach())
-        watch(step)
-        if step in marks:
-            mean = float(torch.stack(losses).mean())
-            if not math.isfinite(mean):
-                return Outcome("diverged", {}, curve, time.perf_counter() - started)
-            curve["step"].append(step)
-            curve["loss"].append(mean)
-            curve["validation"].append(score(model, task, validation, "validation")[""])
-            losses.clear()
-    test = _to(task.sample(TEST, generator(task.name, cell.seed, "test"), "test"), device)
-    metrics = {f"test{level}": value for level, value in score(model, task, test, "test").items()}
-    metrics["validation"] = curve["validation"][-1]
-    if task.data_hash is not None:  # its training examples can be learned by heart
-        train = _to(task.sample(TEST, generator(task.name, cell.seed, "train again")), device)
-        metrics["train"] = score(model, task, train, "train")[""]
-    related = task.related_positions(test.inputs)
-    if related is not None:
-        metrics["argmax"] = argmax_share(model, test.inputs, related)
-    if weights is not None:
-        _save(model, cell, task, test.inputs[:1], weights)
-    status = "finished" if all(map(math.isfinite, metrics.values())) else "diverged"
-    return Outcome(status, metrics if status == "finished" else {}, curve, time.perf_counter() - started)
+    model = build(cell, task).to(cell.device)
+    curve, finite = _fit(model, cell, task, watch)
+    metrics: dict[str, float] = {}
+    if finite:
+        test = _draw(task, cell, TEST, "test", "test")
+        metrics = _metrics(model, cell, task, test) | {"validation": curve["validation"][-1]}
+        if weights is not None:
+            _save(model, cell, task, test.inputs[:1], weights)
+    finished = finite and all(map(math.isfinite, metrics.values()))
+    seconds = time.perf_counter() - started
+    return Outcome("finished" if finished else "diverged", metrics if finished else {}, curve, seconds)
 
 
 def build(cell: Cell, task: Task) -> Transformer:
@@ -145,7 +116,7 @@ def score(model: Transformer, task: Task, examples: Examples, split: Split) -> d
     """The task's metric under the key ``""``, and under ``"@LEVEL"`` for each level that the examples have."""
     model.eval()
     parts = [
-        task.score(model(part.inputs)[part.counted], part.targets[part.counted], split)
+        task.score(model(part.inputs)[part.counted].float(), part.targets[part.counted], split)
         for part in _parts(examples, SCORED_AT_ONCE)
     ]
     model.train()
@@ -172,16 +143,74 @@ def generator(task: str, seed: int, use: str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
+def _fit(
+    model: Transformer, cell: Cell, task: Task, watch: Callable[[int], None]
+) -> tuple[dict[str, list[float]], bool]:
+    """Train the model; its curve, and whether the loss stayed finite."""
+    config = cell.task.config
+    validation = _draw(task, cell, VALIDATION, "validation", "validation")
+    curve: dict[str, list[float]] = {"step": [], "loss": [], "validation": []}
+    optimiser = torch.optim.AdamW(
+        model.parameters(), lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.98), fused=True
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: learning_rate(step, config))
+    forward = torch.compile(model) if config.compile else model
+    losses: list[Tensor] = []
+    marks = {round((n + 1) * config.steps / config.evaluations) for n in range(config.evaluations)}
+    for step, examples in enumerate(_batches(task, cell), start=1):
+        with _precision(cell):
+            loss = _loss(forward, examples)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+        losses.append(loss.detach())
+        watch(step)
+        if step in marks:
+            mean = float(torch.stack(losses).mean())
+            if not math.isfinite(mean):
+                return curve, False
+            curve["step"].append(step)
+            curve["loss"].append(mean)
+            with _precision(cell):
+                curve["validation"].append(score(model, task, validation, "validation")[""])
+            losses.clear()
+    return curve, True
+
+
+def _metrics(model: Transformer, cell: Cell, task: Task, test: Examples) -> dict[str, float]:
+    """What `Outcome` has of a trained model, but for validation."""
+    with _precision(cell):
+        metrics = {f"test{level}": value for level, value in score(model, task, test, "test").items()}
+        if task.data_hash is not None:  # its training examples can be learned by heart
+            again = _draw(task, cell, TEST, "train again", "train")
+            metrics["train"] = score(model, task, again, "train")[""]
+    related = task.related_positions(test.inputs)
+    if related is not None:
+        metrics["argmax"] = argmax_share(model, test.inputs, related)
+    return metrics
+
+
+def _precision(cell: Cell) -> torch.autocast:
+    """The context of a forward pass."""
+    return torch.autocast(torch.device(cell.device).type, torch.bfloat16, enabled=cell.task.config.bf16)
+
+
 @lru_cache(maxsize=4)
 def _make_task(name: str, options: str) -> Task:
     return make_task(name, **json.loads(options))
 
 
-def _batches(task: Task, config: Config, seed: int, device: torch.device) -> Iterator[Examples]:
-    source = generator(task.name, seed, "train")
+def _batches(task: Task, cell: Cell) -> Iterator[Examples]:
+    config, source = cell.task.config, generator(task.name, cell.seed, "train")
     for start in range(0, config.steps, CHUNK):
         count = min(CHUNK, config.steps - start)
-        yield from _parts(_to(task.sample(count * config.batch, source, "train"), device), config.batch)
+        yield from _parts(_to(task.sample(count * config.batch, source, "train"), cell.device), config.batch)
+
+
+def _draw(task: Task, cell: Cell, count: int, use: str, split: Split) -> Examples:
+    """Examples for one use of the cell's seed, on its device."""
+    return _to(task.sample(count, generator(task.name, cell.seed, use), split), cell.device)
 
 
 def _parts(examples: Examples, size: int) -> Iterator[Examples]:
@@ -190,7 +219,7 @@ def _parts(examples: Examples, size: int) -> Iterator[Examples]:
         yield _each(examples, lambda column: column[start:stop])  # noqa: B023 - called before the next round
 
 
-def _to(examples: Examples, device: torch.device) -> Examples:
+def _to(examples: Examples, device: str) -> Examples:
     return _each(examples, lambda column: column.to(device))
 
 
@@ -199,10 +228,10 @@ def _each(examples: Examples, change: Callable[[Tensor], Tensor]) -> Examples:
     return Examples(change(inputs), change(targets), change(counted), None if level is None else change(level))
 
 
-def _loss(model: Transformer, examples: Examples) -> Tensor:
+def _loss(forward: Callable[[Tensor], Tensor], examples: Examples) -> Tensor:
     """Mean cross-entropy in nats over what counts."""
     targets = examples.targets.masked_fill(~examples.counted, -100)
-    return F.cross_entropy(model(examples.inputs).flatten(0, 1), targets.flatten(), ignore_index=-100)
+    return F.cross_entropy(forward(examples.inputs).flatten(0, 1).float(), targets.flatten(), ignore_index=-100)
 
 
 def _build(

@@ -109,8 +109,11 @@ class Task(ABC):
         """
         return {}
 
-    def yardsticks(self, read: Iterable[Examples], scored: Iterable[Examples]) -> dict[str, float]:
-        """Test scores of simple methods that were fitted on `read`, by name. Empty where a task has none."""
+    def yardsticks(self, examples: int, generator: torch.Generator, scored: Iterable[Examples]) -> dict[str, float]:
+        """Scores on `scored` of simple methods that were fitted on this number of training examples, by name.
+
+        Empty where a task has none.
+        """
         return {}
 
 

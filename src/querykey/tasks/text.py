@@ -22,6 +22,7 @@ from querykey.tasks.tokenizer import Tokenizer
 
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 HIDDEN = 0.15  # of the tokens of a window, as in BERT (Devlin et al. 2018, arXiv 1810.04805)
+CHUNK = 1024  # windows that an n-gram model reads at once
 
 
 @dataclass(frozen=True)
@@ -117,8 +118,12 @@ class Text(Task):
 
     def sample(self, count: int, generator: torch.Generator, split: Split = "train") -> Examples:
         """`count` windows of one split, drawn from `generator` alone."""
-        window, inside = self._windows(count, self.length + 1, generator, split)
-        return Examples(window[:, :-1, None], window[:, 1:] * inside[:, 1:], inside[:, 1:])
+        data, ends, _ = self._part(split)
+        # The n-th token that has a successor in its document stands n + d tokens into the split, where d counts the
+        # documents before its own, each of which has one token without.
+        nth = torch.randint(len(data) - len(ends), (count,), generator=generator)
+        document = torch.searchsorted(ends - torch.arange(1, len(ends) + 1), nth, right=True)
+        return self._examples(nth + document, generator, split)
 
     def score(
         self, logits: Float[Tensor, "targets classes"], targets: Int[Tensor, " targets"], split: Split
@@ -134,10 +139,20 @@ class Text(Task):
             self.corpus.save(path)
         return {"prepared": str(path)}
 
-    def yardsticks(self, read: Iterable[Examples], scored: Iterable[Examples]) -> dict[str, float]:
-        """Bits per byte of n-gram models (Witten-Bell) that see none to four of the tokens nearest to the target."""
-        events = [ngrams.Events.of(parts, self._nearest) for parts in (map(self._shown, read), scored)]
-        bits = ngrams.bits(events[0], events[1], self.classes)
+    def yardsticks(self, examples: int, generator: torch.Generator, scored: Iterable[Examples]) -> dict[str, float]:
+        """Bits per byte of n-gram models (Witten-Bell) that see none to four of the tokens nearest to the target.
+
+        They count `examples` windows, or all of the training split once where these would read more than it holds.
+        """
+        size = len(self._part("train").data)
+        if examples * self.length < size:
+            chunks = [min(CHUNK, examples - start) for start in range(0, examples, CHUNK)]
+            parts = (self.sample(chunk, generator) for chunk in chunks)
+        else:
+            starts = torch.arange(0, size - self.length + 1, self.length).split(CHUNK)
+            parts = (self._examples(chunk, generator, "train") for chunk in starts)
+        read, asked = (ngrams.Events.of(some, self._nearest) for some in (map(self._shown, parts), scored))
+        bits = ngrams.bits(read, asked, self.classes)
         return {name: bits[order - 1] / self.bytes_per_token("test") for name, order in ngrams.ORDERS.items()}
 
     @property
@@ -149,17 +164,19 @@ class Text(Task):
         """What an n-gram model counts."""
         return read
 
+    def _examples(self, starts: Int[Tensor, " count"], generator: torch.Generator, split: Split) -> Examples:
+        """The windows that begin at these tokens."""
+        window, inside = self._windows(starts, self.length + 1, split)
+        return Examples(window[:, :-1, None], window[:, 1:] * inside[:, 1:], inside[:, 1:])
+
     def _windows(
-        self, count: int, width: int, generator: torch.Generator, split: Split
+        self, starts: Int[Tensor, " count"], width: int, split: Split
     ) -> tuple[Int[Tensor, "count width"], Bool[Tensor, "count width"]]:
         """Tokens in a row, and which of them belong to the document of the first."""
         data, ends, _ = self._part(split)
-        # The n-th token that has a successor in its document stands n + d tokens into the split, where d counts the
-        # documents before its own, each of which has one token without.
-        nth = torch.randint(len(data) - len(ends), (count, 1), generator=generator)
-        document = torch.searchsorted(ends - torch.arange(1, len(ends) + 1), nth, right=True)
-        at = nth + document + torch.arange(width)
-        return data[at.clamp(max=len(data) - 1)].long(), at < ends[document]
+        end = ends[torch.searchsorted(ends, starts, right=True)]
+        at = starts[:, None] + torch.arange(width)
+        return data[at.clamp(max=len(data) - 1)].long(), at < end[:, None]
 
     def _part(self, split: Split) -> Documents:
         part: Documents = getattr(self.corpus, split)
@@ -209,10 +226,10 @@ class MaskedText(Text):
         """One per token of the text."""
         return self.corpus.vocabulary
 
-    def sample(self, count: int, generator: torch.Generator, split: Split = "train") -> Examples:
-        """`count` windows of one split, drawn from `generator` alone."""
-        window, inside = self._windows(count, self.length, generator, split)
-        order = (torch.rand(count, self.length, generator=generator) + ~inside).argsort(dim=1).argsort(dim=1)
+    def _examples(self, starts: Int[Tensor, " count"], generator: torch.Generator, split: Split) -> Examples:
+        """The windows that begin at these tokens, some of which are hidden."""
+        window, inside = self._windows(starts, self.length, split)
+        order = (torch.rand(window.shape, generator=generator) + ~inside).argsort(dim=1).argsort(dim=1)
         hidden = order < (HIDDEN * inside.sum(dim=1, keepdim=True)).round().clamp(min=1)
         return Examples(window.masked_fill(hidden, self.classes).unsqueeze(-1), window * hidden, hidden)
 
