@@ -12,7 +12,7 @@ from querykey.design import Design
 from querykey.stats.verdict import Arms, Rule, Verdict, compare_family
 from querykey.study import report, tables
 from querykey.study.claims import Claim, Prediction, finding, judge, reversals
-from querykey.study.compare import adjust, describe
+from querykey.study.compare import adjust, describe, facts_of
 from querykey.study.config import PlanError
 from querykey.study.plan import from_mapping, load_plan
 from querykey.study.records import Records
@@ -33,7 +33,7 @@ def keep(folder, plan, score):
     made = plan.make_tasks()
     cells = plan.cells(made)
     with Records(folder, create=True) as records:
-        records.keep_study(describe(plan, made, cells))
+        records.keep_study(describe(plan, facts_of(plan, made, folder), cells))
         for cell in cells:
             found = score(cell.task.name, str(cell.design), cell.seed)
             if found is not None:
@@ -255,7 +255,7 @@ def test_learning_rates_that_differ_are_told(tmp_path):
         for cell in cells
     ]
     with Records(tmp_path, create=True) as records:
-        records.keep_study(describe(plan, made, slower))
+        records.keep_study(describe(plan, facts_of(plan, made, tmp_path), slower))
         for cell in slower:
             records.add(cell, Outcome("finished", {"test": 0.5, "validation": 0.5}, {}))
     said = "On swap the learning rates chosen on validation are: q,k,v 0.01, q=k,v 0.003."

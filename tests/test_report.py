@@ -21,7 +21,7 @@ from querykey.layout import Layout
 from querykey.report import figures
 from querykey.study import report, tables, training
 from querykey.study.answer import in_words
-from querykey.study.compare import describe
+from querykey.study.compare import describe, facts_of
 from querykey.study.maps import _most_different, attention_maps, head_maps
 from querykey.study.plan import Config, Plan, TaskChoice
 from querykey.study.records import Records, weights_path
@@ -55,7 +55,7 @@ def keep(
     made = plan.make_tasks()
     cells = plan.cells(made)
     with Records(folder, create=True) as records:
-        records.keep_study(describe(plan, made, cells))
+        records.keep_study(describe(plan, facts_of(plan, made, records.folder), cells))
         for cell in cells:
             design = str(cell.design)
             of_seeds = scores.get((cell.task.name, design)) or scores[design]
@@ -332,7 +332,7 @@ def test_tables_fit_the_terminal_and_are_plain_when_piped(ladder, width):
     text = printed(ladder, width)
     assert max(map(len, text.splitlines())) <= width
     assert "\x1b" not in text
-    assert "cycle: accuracy, 6 seeds (chance 0.125, best 1, margin 0.01)" in text
+    assert "cycle: accuracy, 6 seeds (chance 0.125, best 1, margin 0.02)" in text
     flat = re.sub(r"\s+", " ", text)
     for shown in ("0.300", "± 0.009", "−0.600", "[−0.60", "q,k,v is better", "no difference within", "0.031", "0.75×"):
         assert shown in flat, shown

@@ -62,7 +62,7 @@ def compare(plan: str | Path | Plan = "why", *, watch: Watch | None = None, **op
     asked.cells(tasks, device)  # raises for impossible designs before anything is written
     with Records(chosen.out or Path("runs") / asked.name, create=True) as records, records.lock():
         asked = _prepared(asked, tasks, records.folder)
-        facts = {choice.name: _facts(asked, choice, tasks[choice.name], records.folder) for choice in asked.tasks}
+        facts = facts_of(asked, tasks, records.folder)
         training = _Training(asked, facts, records, _engine(chosen, device), watch)
         training.grow(training.tuned(asked.cells(tasks, device)), chosen.seeds == "auto")
         return result.read(records.folder)
@@ -92,6 +92,24 @@ def adjust(plan: Plan, **changes: Any) -> Plan:
         match=options.match or plan.match,
         tune=plan.tune if options.tune is None else options.tune,
     )
+
+
+def facts_of(plan: Plan, tasks: Mapping[str, Task], folder: Path) -> dict[str, dict[str, Any]]:
+    """What a report needs to know of each task, by name; see `Study`. Yardsticks are kept in `folder`."""
+    return {
+        choice.name: {
+            "task": choice.kind,
+            "metric": task.metric,
+            "chance": task.chance,
+            "best": task.best,
+            "length": task.length,
+            "causal": task.causal,
+            "margin": choice.margin or MARGINS[task.metric],
+            "designs": [*map(str, plan.designs_of(choice))],
+            "yardsticks": yardsticks(task, choice.config, folder / "corpora"),
+        }
+        for choice, task in ((choice, tasks[choice.name]) for choice in plan.tasks)
+    }
 
 
 def describe(plan: Plan, facts: Mapping[str, dict[str, Any]], cells: Sequence[Cell]) -> Study:
@@ -182,21 +200,6 @@ def _replaced(choice: TaskChoice, config: Mapping[str, Any]) -> TaskChoice:
         raise PlanError(f"a field of the config has the wrong type: {error}") from None
     options = {name: config[name] for name in ("positions",) if name in config and name in options_of(choice.kind)}
     return dataclasses.replace(choice, config=replaced, options={**choice.options, **options})
-
-
-def _facts(plan: Plan, choice: TaskChoice, task: Task, folder: Path) -> dict[str, Any]:
-    """What a report needs to know of a task; see `Study`."""
-    return {
-        "task": choice.kind,
-        "metric": task.metric,
-        "chance": task.chance,
-        "best": task.best,
-        "length": task.length,
-        "causal": task.causal,
-        "margin": choice.margin or MARGINS[task.metric],
-        "designs": [*map(str, plan.designs_of(choice))],
-        "yardsticks": yardsticks(task, choice.config, folder / "corpora"),
-    }
 
 
 def _prepared(plan: Plan, tasks: Mapping[str, Task], folder: Path) -> Plan:
