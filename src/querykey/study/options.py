@@ -26,12 +26,12 @@ class Options:
         tokenizer: a file of the tokenizers library, in place of bytes.
         seeds: number of paired seeds in place of the plan's; auto adds seeds at declared looks until decided.
         most_seeds: number of seeds at which auto ends.
-        match: what is equal for all designs in place of the plan's choice; see `matched`.
+        match: what is equal for all designs in place of the plan's rule: width, parameters, flops or cache.
         tune: learning rates to choose from, for each design and task, on validation with seeds of their own.
         out: folder of the records and the report (default: runs/PLAN).
         workers: number of processes (default: one per core; 1 on a GPU).
         device: auto, cpu, cuda or any other that torch knows.
-        engine: local processes, or Ray tasks; the records are the same.
+        engine: local processes or ray tasks; the records are the same.
         ray_address: HOST:PORT of a running Ray cluster (default: one on this machine).
         gpus: share of a GPU that each Ray task asks for.
     """
