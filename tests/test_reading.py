@@ -226,26 +226,30 @@ def test_pickles_run_nothing(llama: Path, tmp_path: Path) -> None:
 
     (llama / "model.safetensors").unlink()
     torch.save({"bomb": Bomb()}, llama / "pytorch_model.bin")
-    with pytest.raises(CheckpointError, match=r"pytorch_model.bin cannot be read as weights alone"):
+    with pytest.raises(CheckpointError, match=r"pytorch_model.bin holds a Python object \(getattr\), not only tensors"):
         open_checkpoint(llama)
     assert not marker.exists()
 
 
-def test_pickles_that_are_damaged_or_old_are_reported(llama: Path) -> None:
-    tensors = load_file(llama / "model.safetensors")
+def test_a_pickled_module_is_refused_by_its_class(llama: Path) -> None:
+    (llama / "model.safetensors").unlink()
+    torch.save(tiny_model("llama"), llama / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=r"Python object \(transformers\.models\.llama.*save its state_dict\(\)"):
+        open_checkpoint(llama)
+
+
+def test_pickles_of_the_old_format_are_read_and_damaged_ones_reported(llama: Path) -> None:
+    tensors, expected = load_file(llama / "model.safetensors"), open_checkpoint(llama).read(0)
     (llama / "model.safetensors").unlink()
     path = llama / "pytorch_model.bin"
     torch.save(tensors, path, _use_new_zipfile_serialization=False)
-    with pytest.raises(
-        CheckpointError, match=r"cannot be read as weights alone: mmap can only be used .*; save it again"
-    ):
-        open_checkpoint(llama)
+    assert_equal(open_checkpoint(llama).read(0), expected)
     torch.save(tensors, path)
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(CheckpointError, match=r"pytorch_model\.bin cannot be read as weights alone"):
         open_checkpoint(llama)
     torch.save([1, 2], path)
-    with pytest.raises(CheckpointError, match="holds a list, expected a dictionary of tensors"):
+    with pytest.raises(CheckpointError, match="holds a list; expected a dictionary of tensors"):
         open_checkpoint(llama)
 
 
@@ -361,7 +365,6 @@ def test_a_file_cut_off_anywhere_is_reported(data: st.DataObject, tmp_path_facto
         (struct.pack("<Q", 2) + b"[]" + bytes(100), "has no readable safetensors header"),
         (struct.pack("<Q", 9) + b'{"a": {}}' + bytes(100), "has no readable safetensors header"),
         (struct.pack("<Q", 58) + b'{"a":{"dtype":"F32","shape":[3],"data_offsets":[0,8]}}    ', "a has 8 bytes"),
-        (struct.pack("<Q", 58) + b'{"a":{"dtype":"F4","shape":[16],"data_offsets":[0,8]}}    ', "type F4 cannot be"),
     ],
 )
 def test_a_header_that_makes_no_sense_is_reported(content: bytes, reason: str, llama: Path) -> None:
@@ -370,8 +373,90 @@ def test_a_header_that_makes_no_sense_is_reported(content: bytes, reason: str, l
         open_checkpoint(llama)
 
 
+@pytest.mark.parametrize("kind", ["F4", "F8_E8M0", "U32", "F6_E2M3", "not-yet-invented"])
+def test_tensors_of_other_types_do_not_matter_unless_they_are_needed(kind: str, llama: Path) -> None:
+    """As in files of gpt-oss, whose experts are in types of four bits."""
+    expected, path = open_checkpoint(llama).read(0), llama / "model.safetensors"
+    name = "layers.0.self_attn.q_proj.weight"
+
+    def add(extra: dict[str, object]) -> None:
+        content = path.read_bytes()
+        length = struct.unpack("<Q", content[:8])[0]
+        header = json.dumps(json.loads(content[8 : 8 + length]) | extra).encode()
+        path.write_bytes(struct.pack("<Q", len(header)) + header + content[8 + length :])
+
+    add(
+        {
+            "experts": {
+                "dtype": kind,
+                "shape": [4, 1],
+                "data_offsets": [0, {"F4": 2, "F8_E8M0": 4, "U32": 16}.get(kind, 3)],
+            }
+        }
+    )
+    assert_equal(open_checkpoint(llama).read(0), expected)
+    if kind in ("F4", "F6_E2M3", "not-yet-invented"):
+        add({name: {"dtype": kind, "shape": [48, 48], "data_offsets": [0, 1152]}})
+        with pytest.raises(CheckpointError, match=rf"{name} is of type {kind}; expected one of F64, F32"):
+            open_checkpoint(llama).read(0)
+
+
+def test_weights_are_read_from_the_file_that_transformers_loads(llama: Path) -> None:
+    """A whole file before an index, also where the index is stale; a variant where it is asked for."""
+    whole = load_file(llama / "model.safetensors")
+    other = tiny_model("llama", seed=1)
+    other.save_pretrained(llama / "other", max_shard_size="5KB")
+    for path in (llama / "other").iterdir():
+        if path.name != "config.json":
+            shutil.copy(path, llama)
+    expected = AutoModel.from_pretrained(llama, dtype=torch.float64).layers[1].self_attn.q_proj.weight
+    assert torch.equal(expected, whole["layers.1.self_attn.q_proj.weight"])
+    assert torch.equal(open_checkpoint(llama).read(1).W_Q.mT.flatten(0, 1), expected.float())
+    index = llama / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"layers.1.self_attn.q_proj.weight": "gone.safetensors"}}))
+    assert torch.equal(open_checkpoint(llama).read(1).W_Q.mT.flatten(0, 1), expected.float())
+    other.save_pretrained(llama, variant="v2")
+    W_Q = open_checkpoint(llama, variant="v2").read(1).W_Q
+    assert torch.equal(W_Q.mT.flatten(0, 1), other.layers[1].self_attn.q_proj.weight.float())
+    with pytest.raises(CheckpointError, match=r"expected model\.fp8\.safetensors or .* found .*model\.v2\.safetensors"):
+        open_checkpoint(llama, variant="fp8")
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "module._orig_mod.", "net.model."])
+def test_prefixes_of_wrappers_are_taken_off(prefix: str, llama: Path) -> None:
+    expected, tensors = open_checkpoint(llama).read(1, values=True), load_file(llama / "model.safetensors")
+    (llama / "model.safetensors").unlink()
+    save_file({f"{prefix}{name}": tensor for name, tensor in tensors.items()}, llama / "model.safetensors")
+    assert_equal(open_checkpoint(llama).read(1, values=True), expected)
+
+
+@pytest.mark.parametrize("key", [None, "state_dict", "model_state_dict", "model"])
+def test_one_file_is_read_with_the_configuration_beside_it(key: str | None, llama: Path) -> None:
+    expected, tensors = open_checkpoint(llama).read(1, values=True), load_file(llama / "model.safetensors")
+    torch.save({key: tensors, "epoch": 3, "loss": torch.ones(())} if key else tensors, llama / "last.ckpt")
+    shutil.move(llama / "model.safetensors", llama / "weights.safetensors")
+    with pytest.raises(CheckpointError, match=r"give its path, for example last\.ckpt"):
+        open_checkpoint(llama)
+    for name in ("last.ckpt", "weights.safetensors"):
+        assert_equal(open_checkpoint(llama / name).read(1, values=True), expected)
+
+
+def test_links_and_pointers_that_lead_nowhere_are_reported(llama: Path) -> None:
+    path = llama / "model.safetensors"
+    path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 123\n")
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is a pointer of git-lfs.*git lfs pull"):
+        open_checkpoint(llama)
+    path.unlink()
+    path.symlink_to("../blobs/gone")
+    with pytest.raises(
+        CheckpointError, match=r"model\.safetensors is a link to '\.\./blobs/gone', which does not exist"
+    ):
+        open_checkpoint(llama)
+
+
 def test_an_index_that_is_wrong_is_reported(llama: Path) -> None:
     tiny_model("llama").save_pretrained(llama, max_shard_size="5KB")
+    (llama / "model.safetensors").unlink(missing_ok=True)
     index = llama / "model.safetensors.index.json"
     where = json.loads(index.read_text())["weight_map"]
     name = "layers.1.self_attn.k_proj.weight"
@@ -412,8 +497,10 @@ def test_folders_that_hold_no_checkpoint_are_reported(llama: Path, tmp_path: Pat
     (llama / "config.json").rename(llama / "other.json")
     with pytest.raises(CheckpointError, match=r"holds no config\.json; found model\.safetensors, other\.json"):
         open_checkpoint(llama)
-    with pytest.raises(CheckpointError, match="is a file; give the folder"):
-        open_checkpoint(llama / "other.json")
+    save_file({}, llama / "model.safetensors")
+    (llama / "other.json").rename(llama / "config.json")
+    with pytest.raises(CheckpointError, match=r"expected layers.*, and it holds no tensor at all"):
+        open_checkpoint(llama)
 
 
 @pytest.mark.parametrize(
@@ -512,9 +599,23 @@ def test_a_repository_is_read_by_ranges(hub: Hub, llama: Path) -> None:
     assert f"/someone/tiny/resolve/{hub.commit}/" in hub.paths[-1]
 
 
+def test_a_cached_repository_is_read_without_the_hub(hub: Hub, llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = llama.parent / "cache" / "models--someone--tiny"
+    shutil.copytree(llama, cache / "snapshots" / hub.commit)
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text(hub.commit)
+    expected = open_checkpoint(llama).read(1)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    cached = open_checkpoint("someone/tiny")
+    assert (cached.place, cached.revision) == ("someone/tiny", hub.commit)
+    assert_equal(cached.read(1), expected)
+    with pytest.raises(CheckpointError, match=r"'no/model' is neither a file .* nor in the local cache"):
+        open_checkpoint("no/model")
+
+
 def test_a_revision_that_is_not_there_is_reported(hub: Hub) -> None:
     with pytest.raises(
-        CheckpointError, match="'someone/tiny' is neither a folder here nor a model that the Hub gives out"
+        CheckpointError, match=r"'someone/tiny' is neither a file or folder here, .* nor a model that the"
     ):
         open_checkpoint("someone/tiny", revision="no-such-branch")
     with pytest.raises(CheckpointError, match="'no/model' is neither"):

@@ -1,4 +1,4 @@
-"""Where a checkpoint's bytes come from: a folder, or a repository on the Hub, read by ranges."""
+"""Where the files of a checkpoint are: a folder, the local cache of the Hub, or a repository read by byte ranges."""
 
 from __future__ import annotations
 
@@ -9,22 +9,23 @@ from typing import Protocol, runtime_checkable
 from querykey.checkpoint.headmap import CheckpointError
 from querykey.extras import load
 
-ATTEMPTS, WAIT = 5, 1.0  # tries per request, and the seconds before the second one, doubling from there
-BUSY = (408, 429, 500, 502, 503, 504)  # answers after which asking again may help
+ATTEMPTS, WAIT = 5, 1.0  # requests at most, and seconds before the second one, doubled before each further one
+BUSY = (408, 429, 500, 502, 503, 504)  # status codes after which a request is repeated
+POINTER = b"version https://git-lfs"  # how a file begins that git-lfs has not fetched
 
 
 @runtime_checkable
 class File(Protocol):
-    """Bytes that can be read by ranges; two that lie less than `gap` bytes apart are better read as one."""
+    """Bytes that can be read by ranges; ranges less than `gap` bytes apart are read as one."""
 
     @property
     def name(self) -> str:
-        """What to call it in messages."""
+        """Its name in messages."""
         ...
 
     @property
     def size(self) -> int:
-        """Bytes in all."""
+        """Its size in bytes."""
         ...
 
     @property
@@ -33,7 +34,7 @@ class File(Protocol):
         ...
 
     def read_into(self, start: int, target: memoryview) -> None:
-        """Fills `target` with the bytes from `start`; raises CheckpointError where there are fewer."""
+        """Fill `target` with the bytes from `start`. Raises CheckpointError if the file ends before."""
         ...
 
 
@@ -43,30 +44,35 @@ class Source(Protocol):
 
     @property
     def place(self) -> str:
-        """What messages call the checkpoint."""
+        """The path or repository, for messages and for transformers."""
         ...
 
     @property
     def revision(self) -> str | None:
-        """The commit, for a repository."""
+        """The commit of a repository."""
         ...
 
     @property
     def names(self) -> frozenset[str]:
-        """The files there are."""
+        """All file names."""
+        ...
+
+    @property
+    def only(self) -> str | None:
+        """The name of the file with the weights, if the user gave that file."""
         ...
 
     def file(self, name: str) -> File:
-        """One of them, to be read by ranges."""
+        """One file, to be read by ranges."""
         ...
 
     def path(self, name: str) -> Path:
-        """One of them, whole, on this machine."""
+        """One whole file on this machine."""
         ...
 
 
 class LocalFile:
-    """A file on this machine. Positioned reads leave nothing resident, as mapped memory would."""
+    """A file on this machine. Reads at a position leave nothing in memory, unlike mapped memory."""
 
     gap = 0
 
@@ -86,9 +92,9 @@ class LocalFile:
 
 
 class RemoteFile:
-    """A file behind a server that answers range requests. What stops in the middle is asked for again from there."""
+    """A file behind a server that answers range requests. An interrupted answer is continued by the next request."""
 
-    gap = 1 << 22  # about what a link carries while a request goes back and forth
+    gap = 1 << 22  # about the bytes that a connection transfers during one round trip
 
     def __init__(self, name: str, url: str, size: int) -> None:
         self.name, self.url, self.size = name, url, size
@@ -104,7 +110,7 @@ class RemoteFile:
                 problem = f"only the first {filled} of {len(target)} bytes"
             except CheckpointError:
                 raise
-            except Exception as error:  # whatever the transport raises: a refused, reset or timed-out connection
+            except Exception as error:  # any error of the transport: a refused, reset or timed-out connection
                 problem = f"an error ({error})"
             if filled == len(target):
                 return
@@ -114,7 +120,7 @@ class RemoteFile:
         )
 
     def _request(self, start: int, target: memoryview) -> int:
-        """Asks once; the number of bytes that came, also where the connection broke after them."""
+        """One request; returns the number of bytes received, also if the connection broke after them."""
         headers = load("huggingface_hub.utils", "inspect").build_hf_headers()
         headers |= {"Range": f"bytes={start}-{start + len(target) - 1}", "Accept-Encoding": "identity"}
         session = load("huggingface_hub.utils", "inspect").get_session()
@@ -142,38 +148,45 @@ class RemoteFile:
 
 
 class Folder:
-    """A checkpoint in a folder; the model may lie in a folder below, as in sentence-transformers' layout."""
+    """A checkpoint in a folder, or one file of it; `place` and `revision` name the repository of a cached one.
 
-    revision = None
+    In the layout of sentence-transformers the model is in a folder below.
+    """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self, folder: Path, only: str | None = None, *, place: str | None = None, revision: str | None = None
+    ) -> None:
         inner = folder / "0_Transformer"
-        if not (folder / "config.json").exists() and (inner / "config.json").exists():
+        if only is None and not (folder / "config.json").exists() and (inner / "config.json").exists():
             folder = inner
-        self.folder, self.place = folder, str(folder)
-        self.names = frozenset(path.name for path in folder.iterdir() if path.is_file())
+        self.folder, self.only = folder, only
+        self.place, self.revision = place or str(folder / only if only else folder), revision
+        self.names = frozenset(path.name for path in folder.iterdir() if path.is_file() or path.is_symlink())
 
     def file(self, name: str) -> LocalFile:
         """As in Source."""
-        return LocalFile(self.folder / name)
+        return LocalFile(self.path(name))
 
     def path(self, name: str) -> Path:
         """As in Source."""
-        return self.folder / name
+        path = self.folder / name
+        if not path.exists():
+            raise CheckpointError(
+                f"{name} is a link to '{path.readlink()}', which does not exist; download or link the file again"
+            )
+        if path.stat().st_size < 1024 and path.read_bytes().startswith(POINTER):
+            raise CheckpointError(f"{name} is a pointer of git-lfs, not the file itself; fetch it with: git lfs pull")
+        return path
 
 
 class Hub:
-    """A repository on the Hub at one commit; what the local cache holds of it is read from there."""
+    """A repository on the Hub at one commit; files in the local cache are read from there."""
+
+    only = None
 
     def __init__(self, repository: str, revision: str | None) -> None:
         self.api = load("huggingface_hub", "inspect").HfApi()
-        try:
-            info = self.api.model_info(repository, revision=revision, files_metadata=True)
-        except Exception as error:  # the transport's and the library's, which have no common type
-            reason = str(error).strip().splitlines()[0]
-            raise CheckpointError(
-                f"'{repository}' is neither a folder here nor a model that the Hub gives out: {reason}"
-            ) from error
+        info = self.api.model_info(repository, revision=revision, files_metadata=True)
         self.place, self.revision = repository, info.sha
         self.sizes = {file.rfilename: file.size for file in info.siblings}
         self.names = frozenset(self.sizes)
@@ -191,19 +204,27 @@ class Hub:
         """As in Source."""
         try:
             return Path(self.api.hf_hub_download(self.place, name, revision=self.revision))
-        except Exception as error:  # as above
-            reason = str(error).strip().splitlines()[0]
-            raise CheckpointError(f"{name} of '{self.place}' cannot be downloaded: {reason}") from error
+        except Exception as error:  # the transport's and the library's, which have no common type
+            raise CheckpointError(f"{name} of '{self.place}' cannot be downloaded: {first_line(error)}") from error
 
 
 def open_source(path_or_id: str | Path, revision: str | None) -> Source:
-    """The folder of that path, else the repository of that name."""
+    """The folder or file of that path, else the repository of that name, from the local cache if it is offline."""
     path = Path(path_or_id)
     if path.is_dir():
         return Folder(path)
     if path.exists():
-        raise CheckpointError(f"'{path}' is a file; give the folder that holds it and config.json")
-    return Hub(str(path_or_id), revision)
+        return Folder(path.parent, path.name)
+    try:
+        return Hub(str(path_or_id), revision)
+    except Exception as error:  # the transport's and the library's, which have no common type
+        cached = _cached(str(path_or_id), revision)
+        if cached:
+            return cached
+        raise CheckpointError(
+            f"'{path_or_id}' is neither a file or folder here, nor in the local cache, nor a model that the Hub gives "
+            f"out: {first_line(error)}"
+        ) from error
 
 
 def torn(name: str, needed: int, size: int) -> CheckpointError:
@@ -211,3 +232,22 @@ def torn(name: str, needed: int, size: int) -> CheckpointError:
     return CheckpointError(
         f"{name} is cut off: it has {size} bytes and should have {needed} or more; download or save it again"
     )
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, at most 200 characters; its type if it has no message."""
+    text = str(error).strip() or type(error).__name__
+    line = text.splitlines()[0]
+    return line if len(line) <= 200 else f"{line[:200]}…"
+
+
+def _cached(repository: str, revision: str | None) -> Folder | None:
+    """The snapshot of a repository in the local cache of the Hub."""
+    try:
+        config = load("huggingface_hub", "inspect").try_to_load_from_cache(repository, "config.json", revision=revision)
+    except ValueError:  # not a name of a repository
+        return None
+    if not isinstance(config, str):
+        return None
+    snapshot = Path(config).parent
+    return Folder(snapshot, place=repository, revision=snapshot.name)

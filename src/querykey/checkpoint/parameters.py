@@ -43,7 +43,8 @@ class Parameters:
         if layer:
             return CheckpointError(f"the checkpoint lacks {', '.join(missing)}, but holds other weights of {layer}")
         held = ", ".join(sorted(self.store.names)[:3])
-        return CheckpointError(f"the checkpoint holds no weights of attention: expected {missing[0]}, found {held}, …")
+        found = f"found {held}, …" if held else "and it holds no tensor at all"
+        return CheckpointError(f"the checkpoint holds no weights of attention: expected {missing[0]}, {found}")
 
     def _collected(self, name: str, place: Place, rows: Int[Tensor, " n"]) -> Float[Tensor, "n size"]:
         """Rows, in any order, of several stored tensors that lie below one another."""

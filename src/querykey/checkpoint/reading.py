@@ -50,7 +50,13 @@ class LayerWeights:
     W_O: Float[Tensor, "heads v_dim dim"] | None = None
 
 
-def open_checkpoint(path_or_id: str | Path, revision: str | None = None, trust_remote_code: bool = False) -> Checkpoint:
+def open_checkpoint(
+    path_or_id: str | Path,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    *,
+    variant: str | None = None,
+) -> Checkpoint:
     """Opens a folder with config.json and weights, or a repository on the Hub (at `revision`: branch, tag or commit).
 
     Reads the configuration and finds out which rows feed which head; no weights yet. Raises CheckpointError, a
@@ -58,7 +64,7 @@ def open_checkpoint(path_or_id: str | Path, revision: str | None = None, trust_r
     run only if `trust_remote_code`.
     """
     source = open_source(path_or_id, revision)
-    store = open_store(source)
+    store = open_store(source, variant)
     config = _config(source, trust_remote_code)
     model_map, model = trace_model(config, trust_remote_code)
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}

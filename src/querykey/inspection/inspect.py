@@ -128,7 +128,7 @@ def examine(
         frames.append(frame)
         spectra += zip(*found, strict=True)
         watch(Progress("layers", number + 1, len(checkpoint.layers)))
-    heads = pd.concat(frames, ignore_index=True)
+    heads, bytes_read = pd.concat(frames, ignore_index=True), checkpoint.bytes_read
     data = None
     if words is not None:
         model = open_model(checkpoint, trust_remote_code=trust_remote_code)
@@ -153,7 +153,7 @@ def examine(
         window=window,
         data=data,
         skipped=checkpoint.skipped,
-        bytes_read=checkpoint.bytes_read,
+        bytes_read=bytes_read,
         bytes_in_all=checkpoint.size,
         seconds=time.perf_counter() - start,
     )

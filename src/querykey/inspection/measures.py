@@ -42,8 +42,10 @@ class Nulls:
 
     def of(self, dim: int, head_dim: int, rotation: Rotation | None) -> dict[str, Null]:
         """The null of every measure, by its name."""
-        turning = None if rotation is None else (tuple(rotation.frequencies.tolist()), rotation.window)
-        key = dim, head_dim, turning
+        rotary = None
+        if rotation is not None:  # frequencies of equal layers differ in their last digits
+            rotary = tuple(float(f"{f:.9g}") for f in rotation.frequencies.tolist()), rotation.window
+        key = dim, head_dim, rotary
         if key not in self._known:
             generator = torch.Generator().manual_seed(0)
             with one_thread():
