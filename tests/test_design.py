@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from querykey import PARTITIONS, Design, DesignError, KVCache, Layout, SelfAttention
 
 WORDS = ("core=full", "core=signed", "selfmask", "cosine", "l2", "qknorm", "qk_dim=16", "kv_heads=2", "latent=192")
-WORDS += ("qkscale=0.25",)
+WORDS += ("qkscale=0.25", "tiedstart")
 
 
 def test_the_partitions_are_all_partitions_of_three_roles():
@@ -113,6 +113,9 @@ def test_text_that_is_no_design_is_refused_with_a_sentence(text, sentence):
         ("q,k,v+cosine+qkscale=0.5", {}, "cosine similarity ignores the scale"),
         ("q,k=v+qkscale=0.5", {}, "would also scale the values"),
         ("q=k=x,v+qkscale=0.5", {}, "no weight to scale"),
+        ("q=k,v+tiedstart", {}, "tiedstart copies the initial W_Q to W_K"),
+        ("q,k=v+tiedstart", {}, "leave tiedstart out"),
+        ("q,k,v+kv_heads=2+tiedstart", {}, "leave tiedstart out"),
         ("q=x,k,v+qk_dim=3", {}, "12 numbers, but dim is 24"),
         ("q=k=v=x", {"head_dim": 5}, "20 numbers, but dim is 24"),
         ("q,k,v+kv_heads=3", {}, "kv_heads 3 must divide the 4 query heads"),

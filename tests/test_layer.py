@@ -264,6 +264,21 @@ def test_the_same_generator_gives_the_same_weights_and_qkscale_scales_those_of_q
         torch.testing.assert_close(factor * weight, scaled.named_weights()[name])
 
 
+def test_queries_and_keys_may_start_with_the_same_values_and_stay_two_weights():
+    layer, plain = (SelfAttention(DIM, HEADS, d + "+qkscale=0.5") for d in ("q,k,v+tiedstart", "q,k,v"))
+    for one in (layer, plain):
+        one.reset_parameters(torch.Generator().manual_seed(3))
+    weights, others = layer.named_weights(), plain.named_weights()
+    assert torch.equal(weights["k_proj"], weights["q_proj"])
+    for name in ("q_proj", "v_proj", "o_proj"):
+        assert torch.equal(weights[name], others[name])
+    layer(torch.randn(BATCH, LENGTH, DIM)).square().sum().backward()
+    optimiser = torch.optim.SGD(layer.parameters(), lr=0.1)
+    optimiser.step()
+    weights = layer.named_weights()
+    assert not torch.equal(weights["k_proj"], weights["q_proj"])
+
+
 @pytest.mark.parametrize("core", ["signed", "symmetric", "full"])
 def test_initial_cores(core):
     layer = SelfAttention(256, 2, f"q=k,v+core={core}")

@@ -118,7 +118,8 @@ from querykey.transformer import Transformer, initialise_from
 rank, store = int(sys.argv[1]), sys.argv[2]
 dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
 torch.manual_seed(rank)  # processes that draw different numbers must still agree
-for design in ("q,k,v", "q,k,v+qkscale=0.25", "q=k,v+core=signed", "q,k=v+latent=6+cosine", "q=k,v+core=full+qknorm"):
+DESIGNS = ["q,k,v", "q,k,v+qkscale=0.25", "q=k,v+core=signed", "q,k=v+latent=6+cosine", "q=k,v+core=full+qknorm"]
+for design in [*DESIGNS, "q,k,v+tiedstart"]:
     alone = SelfAttention(24, 4, design, bias=True)
     alone.reset_parameters(torch.Generator().manual_seed(1))
     layer = SelfAttention(24, 4, design, bias=True, device="meta")

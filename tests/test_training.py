@@ -37,6 +37,17 @@ def test_designs_start_from_the_same_values_in_all_that_they_share():
     assert torch.equal(models["q,k=v"]["blocks.0.k_proj"], separate["blocks.0.k_proj"])
 
 
+def test_a_tied_start_is_that_of_shared_weights():
+    models = {
+        design: training.build(cell(design), make_task("cycle")).attentions[0].named_weights()
+        for design in ("q,k,v", "q=k,v", "q,k,v+tiedstart")
+    }
+    started = models["q,k,v+tiedstart"]
+    assert torch.equal(started["q_proj"], models["q=k,v"]["qk_proj"])
+    assert torch.equal(started["k_proj"], models["q=k,v"]["qk_proj"])
+    assert not torch.equal(models["q,k,v"]["k_proj"], started["k_proj"])
+
+
 def test_other_seeds_give_other_values_and_no_two_parameters_are_alike():
     one, other = (training.build(cell(seed=seed), make_task("cycle")) for seed in (0, 1))
     pairs = zip(initialisations(one), initialisations(other), strict=True)

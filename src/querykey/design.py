@@ -49,6 +49,7 @@ class Design:
             ``"q,k=v+latent=192"`` is ``k = c A_k``, ``v = c A_v``, and a cache keeps c (as in DeepSeek-V2, 2405.04434,
             without its separate rotary part).
         qkscale: factor on the initial W_Q and W_K, not on a core.
+        tiedstart: separate W_Q and W_K that start with the same values, as a shared weight would.
 
     Raises:
         DesignError: if a field is not one of its values.
@@ -63,6 +64,7 @@ class Design:
     kv_heads: int | None = None
     latent: int | None = None
     qkscale: float = 1.0
+    tiedstart: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sharing", _canonical(self.sharing))
@@ -140,6 +142,11 @@ def check_combination(design: Design, *, rotary: bool = False) -> None:
     with_values = design.shares("q", "v") or design.shares("k", "v")
     unprojected = {role for role in ("q", "k") if design.shares(role, "x")}
     _check_latent(design)
+    if design.tiedstart and (tied or with_values or unprojected or design.latent or design.kv_heads):
+        raise DesignError(
+            "tiedstart copies the initial W_Q to W_K, which must be two matrices of one size that share with nothing; "
+            "write q,k,v without latent and kv_heads, or leave tiedstart out"
+        )
     if design.core and not tied:
         raise DesignError("a core acts where queries and keys are shared; write q=k, or leave the core out")
     if design.core == "symmetric" and rotary:
@@ -204,6 +211,7 @@ _OPTIONS: dict[str, tuple[str, Callable[[str], Any] | Any]] = {
     "kv_heads": ("kv_heads", int),
     "latent": ("latent", int),
     "qkscale": ("qkscale", float),
+    "tiedstart": ("tiedstart", True),
 }
 
 

@@ -24,13 +24,14 @@ class Weight:
     """One learned tensor, and its initial values.
 
     ``normal`` has standard deviation `scale`, ``constant`` is `scale` everywhere, ``alternating`` is ±1 in turn along
-    the last axis.
+    the last axis. `like` names the weight whose initial values are copied, if there is one.
     """
 
     name: str
     shape: tuple[int, ...]
     init: Init
     scale: float
+    like: str = ""
 
     @property
     def size(self) -> int:
@@ -182,7 +183,8 @@ class Layout:
 
     def _matrix(self, name: str, rows: int, width: int) -> list[Weight]:
         scale = self.design.qkscale if name in (self.matrices["q"], self.matrices["k"]) else 1.0
-        found = [Weight(name, (rows, width), "normal", scale * width**-0.5)]
+        like = "q_proj" if self.design.tiedstart and name == "k_proj" else ""
+        found = [Weight(name, (rows, width), "normal", scale * width**-0.5, like)]
         if self.bias:
             found.append(Weight(f"{name}.bias", (rows,), "constant", 0.0))
         return found

@@ -251,7 +251,7 @@ def initialisations(model: Transformer) -> Iterator[Initial]:
         assert isinstance(block, Block)
         stored = block.attention.stored_weights()
         for weight in block.attention.layout.weights:
-            role, underscore, rest = weight.name.partition("_proj")
+            role, underscore, rest = (weight.like or weight.name).partition("_proj")
             common = role[0] + underscore + rest if underscore else role
             yield Initial(f"blocks.{number}.{common}", *stored[weight.name], weight)
         if block.up is not None and block.down is not None:

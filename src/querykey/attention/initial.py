@@ -30,6 +30,13 @@ def initialise(
                 tensor[..., 0::2], tensor[..., 1::2] = 1.0, -1.0
 
 
+@torch.no_grad()
+def copy_rows(parameter: Tensor, source: slice, target: slice) -> None:
+    """Copy rows of a parameter to other rows of it."""
+    with _whole(parameter) as whole:
+        whole[target] = whole[source]
+
+
 @contextmanager
 def _whole(parameter: Tensor) -> Iterator[Tensor]:
     """The parameter, to be written to; for a sharded one a copy of the whole, which is sharded again at the end."""

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from querykey.attention.expansion import PlainWeights, expand
-from querykey.attention.initial import initialise
+from querykey.attention.initial import copy_rows, initialise
 from querykey.layout import Layout
 
 VECTORS = ("core", "temperature", "q_gain", "k_gain", "qk_gain")  # parameters that are no projection
@@ -75,6 +75,8 @@ class Projections(nn.Module):
         for weight in self.layout.weights:
             parameter, rows = stored[weight.name]
             initialise(parameter, weight, generator, rows)
+            if weight.like:
+                copy_rows(parameter, stored[weight.like][1], rows)
 
     def stored_weights(self) -> dict[str, tuple[Tensor, slice]]:
         """Each weight of the layout by its name: the parameter that stores it, and its rows there."""

@@ -155,6 +155,8 @@ def _refuse(model: PreTrainedModel, design: Design) -> None:
             raise DesignError(
                 f"{name} belongs to the architecture; choose it in the model's config, and leave it out here"
             )
+    if design.tiedstart:
+        raise DesignError("tiedstart chooses initial values, but this model has its own; leave it out")
     if design.selfmask and design.similarity != "dot":
         raise DesignError(
             f"transformers takes one attention function, so selfmask and {design.similarity} do not go together"

@@ -74,6 +74,7 @@ def in_words(design: Design) -> str:
         f"queries and keys of size {design.qk_dim}": design.qk_dim,
         f"{design.kv_heads} key and value heads": design.kv_heads,
         f"initial queries and keys × {design.qkscale:g}": design.qkscale != 1,
+        "the two start with the same values": design.tiedstart,
     }
     return "; ".join([*said, *(words for words, chosen in options.items() if chosen)])
 
