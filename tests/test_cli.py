@@ -30,38 +30,137 @@ def refused(capsys, *words):
     return captured.err
 
 
+WRONG = [
+    ("", "no command is given, expected one of compare, report, cost"),
+    ("comapre", "unknown command 'comapre' (did you mean 'compare'?)"),
+    ("--verison", "unknown option '--verison' (did you mean '--version'?)"),
+    ("compare why extra", "'extra' is one argument too many"),
+    ("compare wyh", "there is no plan 'wyh' (did you mean 'why'?)"),
+    ("compare missing.toml", "there is no plan 'missing.toml'"),
+    ("compare {bad.toml}", "plan bad is not TOML"),
+    ("compare --desings q,k,v", "unknown option '--desings' (did you mean '--designs'?); see querykey compare --help"),
+    ("compare --designs q,k", "v is named 0 times"),
+    ("compare --designs q,k,v q,k,v", "each named once"),
+    ("compare --designs q,k,v q=k,v+cores=full", "unknown option 'cores' (did you mean 'core'?)"),
+    ("compare --designs q,k,v+core=full", "a core acts where queries and keys are shared"),
+    ("compare --designs q,k,v q=k,v+kv_heads=2 --heads 4", "needs core=full"),
+    ("compare --tasks cycles", "unknown task 'cycles' (did you mean 'cycle'?)"),
+    ("compare --tasks cycle cycle", "each task can be named once"),
+    ("compare --tasks swap --heads 5", "5 heads do not divide dim 64"),
+    ("compare --tasks text --text no/such/file", "there is no text at no/such/file"),
+    ("compare --tasks text --text no/such/*.txt", "matches nothing"),
+    ("compare --tasks text --text {empty}", "holds no files"),
+    ("compare --tasks text --tokenizer no.json", "the tokenizer no.json cannot be read"),
+    ("compare --tasks cycle --text README.md", "no task reads text: cycle"),
+    ("compare --seeds 0", "seeds must be at least 1, not 0"),
+    ("compare --seeds many", "expected a whole number or auto, not 'many'"),
+    ("compare --steps 0", "steps must be at least 1, not 0"),
+    ("compare --steps 3.5", "expected a whole number, not '3.5'"),
+    ("compare --lr fast", "expected a number, not 'fast'"),
+    ("compare --positions sideways", "positions must be one of none, learned, rotary"),
+    ("compare --match widht", "unknown value 'widht' (did you mean 'width'?)"),
+    ("compare --tune 0", "positive learning rates"),
+    ("compare --workers 0", "workers must be at least 1, not 0"),
+    ("compare --device abacus", "device 'abacus' cannot be used"),
+    ("compare --gpus 1", "give --engine ray too"),
+    ("compare --out {file}", "is a file, expected a folder"),
+    ("report no/such/run", "there are no records under no/such/run"),
+    ("report {empty}", "there are no records under"),
+    ("report {empty} --format pdf", "unknown value 'pdf'; known are table, csv, json, html"),
+    ("cost", "the following arguments are required: --dim, --heads"),
+    ("cost --dim wide --heads 4", "expected a whole number, not 'wide'"),
+    ("cost --dim 0 --heads 4", "dim must be positive, not 0"),
+    ("cost --dim 64 --heads 5", "5 heads do not divide dim 64"),
+    ("cost --dim 64 --heads 4 --kv-heads 3", "kv_heads 3 must divide the 4 query heads"),
+    ("cost --dim 64 --heads 4 --length 0", "length must be at least 1, not 0"),
+    ("cost --dim 64 --heads 4 --layers -1", "layers must be at least 1, not -1"),
+    ("cost --dim 64 --heads 4 --dtype bf16", "unknown value 'bf16' (did you mean 'bfloat16'?)"),
+    ("bench --shapes 2,4,15,2", "2 heads do not divide dim 15"),
+    ("bench --passes decode", "unknown value 'decode' (did you mean 'decoding'?)"),
+    ("bench --out {file}", "is a file, expected a folder"),
+    ("bench --out {file}/below", "cannot be written: Not a directory"),
+    ("inspect", "the following arguments are required: CHECKPOINT"),
+    ("inspect {empty}", "holds no weights"),
+    ("inspect a b c", "not 3"),
+    ("inspect {empty} --per haed", "unknown value 'haed' (did you mean 'head'?)"),
+    ("inspect {empty} --out {file}", "is a file, expected a folder"),
+    ("inspect {empty} --text no/such/file", "there is no text at no/such/file"),
+    ("inspect {empty} --text {file} --pieces 1", "at least 2 pieces of text are needed"),
+    ("explore {empty}", "holds no weights"),
+    ("explore cycle --port http", "expected a whole number, not 'http'"),
+    ("explore cycle --export {empty}", "is a folder, expected a file"),
+    ("explore cycle --export {file}/page.html", "cannot be written"),
+]
+
+
+@pytest.fixture
+def places(tmp_path, monkeypatch):
+    """Paths by name, and long work that fails where it begins."""
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("a few words\n")
+    (tmp_path / "bad.toml").write_text("seeds = [")
+    for work in ("study.engines.run_local", "bench.bench.interleave", "explorer.builtin.train"):
+        monkeypatch.setattr(f"querykey.{work}", lambda *given, **named: pytest.fail("work has begun"))
+    return {name: str(tmp_path / name) for name in ("empty", "file", "bad.toml")}
+
+
+def filled(text, places):
+    for name, path in places.items():
+        text = text.replace(f"{{{name}}}", path)
+    return text.split()
+
+
 @pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize(
-    ("words", "sentence"),
-    [
-        (["compare", "--designs", "q,k,v", "q=k,v+kv_heads=2", "--heads", "4"], "needs core=full"),
-        (["compare", "--designs", "q,k,v+core=full"], "a core acts where queries and keys are shared"),
-        (["compare", "--designs", "q,k,v", "q=k,v+cores=full"], "known are core, selfmask"),
-        (["compare", "--tasks", "cycles"], "unknown task 'cycles' (did you mean 'cycle'?)"),
-        (["compare", "--tasks", "swap", "--heads", "5"], "5 heads do not divide dim 64"),
-        (["compare", "--tasks", "text", "--text", "no/such/file"], "there is no text at no/such/file"),
-        (["compare", "--tasks", "text", "--text", "no/such/*.txt"], "matches nothing"),
-        (["compare", "--tasks", "cycle", "--text", "README.md"], "no task reads text: cycle"),
-        (["compare", "--seeds", "0"], "seeds must be at least 1, not 0"),
-        (["compare", "--steps", "0"], "steps must be at least 1, not 0"),
-        (["compare", "--workers", "0"], "workers must be at least 1, not 0"),
-        (["compare", "--device", "abacus"], "device 'abacus' cannot be used"),
-        (["compare", "wyh"], "there is no plan 'wyh'"),
-        (["compare", "--seeds", "many"], "expected a whole number or auto, not 'many'"),
-        (["report", "no/such/run"], "there are no records under no/such/run"),
-        (["cost", "--dim", "64", "--heads", "5"], "5 heads do not divide dim 64"),
-        (["cost", "--dim", "64", "--heads", "4", "--kv-heads", "3"], "kv_heads 3 must divide the 4 query heads"),
-        (["cost", "--dim", "64", "--heads", "4", "--length", "0"], "length must be at least 1, not 0"),
-        (["cost", "--dim", "64", "--heads", "4", "--designs", "q,k"], "v is named 0 times"),
-        ([], "the following arguments are required: COMMAND"),
-    ],
-)
-def test_bad_input_gets_a_sentence(capsys, tmp_path, monkeypatch, words, sentence):
-    monkeypatch.setenv("PYTHONHASHSEED", "0")
-    if words[:1] == ["compare"]:
-        words = [*words, "--out", str(tmp_path)]
-    assert sentence in refused(capsys, *words)
-    assert not list(tmp_path.glob("weights/*"))
+@pytest.mark.parametrize(("words", "sentence"), WRONG, ids=[words for words, _ in WRONG])
+def test_a_wrong_input_gets_one_sentence_before_any_work(capsys, tmp_path, places, words, sentence):
+    given = filled(words, places)
+    if given[:1] == ["compare"] and "--out" not in given:
+        given += ["--out", str(tmp_path / "out")]
+    said = refused(capsys, *given)
+    assert said.startswith("querykey: ")
+    assert said.count("\n") == 1
+    assert sentence in said
+    assert not (tmp_path / "out" / "weights").exists()
+
+
+def test_arguments_are_checked_without_torch(tmp_path):
+    """In a process where torch cannot be imported: what is checked there is answered at once."""
+    script = "import sys; sys.modules['torch'] = None; from querykey.cli import main; sys.exit(main(sys.argv[1:]))"
+    (tmp_path / "file").touch()
+    light = [words for words, said in WRONG if ("unknown" in said and "task" not in said) or "expected" in said]
+    assert len(light) > 15
+    for words in light:
+        given = filled(words, {"file": str(tmp_path / "file"), "empty": str(tmp_path)})
+        done = subprocess.run([sys.executable, "-c", script, *given], capture_output=True, text=True)
+        assert (done.returncode, "torch" in done.stderr) == (2, False), done.stderr
+
+
+def test_help_shows_defaults_and_examples(capsys):
+    for command in ("compare", "report", "cost", "bench", "inspect", "explore"):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        shown = capsys.readouterr().out
+        assert f"\n  querykey {command}" in shown.partition("examples:")[2]
+        assert "(default: " in shown
+
+
+def test_who_stops_a_command_while_it_imports_gets_one_line():
+    """`torch` is a module that waits until it is interrupted."""
+    script = (
+        "import sys, types, signal, os; from importlib.machinery import ModuleSpec\n"
+        "class Waiting:\n"
+        "    def find_spec(self, name, *more): return ModuleSpec(name, self) if name == 'torch' else None\n"
+        "    def create_module(self, spec): os.kill(os.getpid(), signal.SIGINT)\n"
+        "    def exec_module(self, module): pass\n"
+        "sys.meta_path.insert(0, Waiting())\n"
+        "from querykey.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    for words, said in (
+        (["cost", "--dim", "8", "--heads", "2"], "stopped"),
+        (["bench"], "stopped; nothing was written"),
+    ):
+        done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (130, f"querykey: {said}\n")
 
 
 def test_texts_that_cannot_be_used(capsys, tmp_path):
