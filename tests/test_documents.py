@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import glossary
+import querykey
 from querykey.study.plan import load_plan
 
 ROOT = Path(__file__).parent.parent
@@ -51,3 +53,28 @@ def test_no_head_of_the_claims_exceeds_its_ceiling():
     for row in rows:
         over, _, under = row["ceiling"].partition("/")
         assert row["argmax_most"] <= int(over) / int(under or 1) + 1e-6  # six digits are kept
+
+
+# Packages and documents without a word that the glossary has replaced. `make words` lists what is left elsewhere.
+CLEAN = ["bench", "bilinear", "checkpoint", "cli", "conversion", "models", "costs.py", "machine.py", "spelling.py"]
+
+
+@pytest.mark.parametrize("name", CLEAN)
+def test_no_replaced_word_is_left(name):
+    assert list(glossary.found([ROOT / "src" / "querykey" / name])) == []
+
+
+def test_replaced_words_are_found(tmp_path, monkeypatch):
+    monkeypatch.setattr(glossary, "ROOT", tmp_path)
+    (tmp_path / "a.md").write_text("The buffer has a length.\nIts room is full; whoever asks is told.\n")
+    assert list(glossary.found([tmp_path])) == ["a.md:2: room", "a.md:2: whoever asks"]
+
+
+def test_the_citation_has_the_version_of_the_package():
+    assert f"\nversion: {querykey.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+
+
+def test_the_reference_names_all_that_the_package_gives():
+    text = (ROOT / "docs" / "api.md").read_text()
+    for name in querykey.__all__:
+        assert re.search(rf"^::: querykey\.[\w.]+\.{name}$", text, re.MULTILINE), name

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from querykey.layout import Layout
     from querykey.study.compare import compare
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "PARTITIONS",
