@@ -21,11 +21,14 @@ from typing import Any
 import numpy as np
 
 from querykey.design import Design
+from querykey.report.numbers import signed
+from querykey.report.words import Words
 from querykey.stats.statistics import SignFlips, mean_sd, paired_difference
 from querykey.stats.statistics import differences as differences_of
 from querykey.study.claims import finding
+from querykey.study.notes import advice, notes
 from querykey.study.result import Result, read
-from querykey.study.tables import choice_rows, notes, signed
+from querykey.study.tables import choice_rows
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "studies" / "results"
@@ -89,7 +92,7 @@ def summarise(result: Result) -> dict[str, Any]:
         "machine": machine,
         "torch": result.cells["origin.torch"].iloc[0],
         "hours": round(float(result.cells["seconds"].sum()) / 3600, 3),
-        "notes": notes(result),
+        "notes": advice(result, Words("study")) + notes(result, Words("study")),
         "rows": [_row(result, task, design) for task in result.study.tasks for design in result.study.designs_of(task)],
         "claims": [
             {
@@ -121,7 +124,7 @@ def _row(result: Result, task: str, design: str) -> Row:
     row |= _gap(result, task, design) | _solved(result, task, design)
     for choice in choice_rows(result, task):
         if choice.design == design:
-            row |= {"ceiling": choice.ceiling, "reason": choice.reason}
+            row |= {"ceiling": str(choice.ceiling.fraction), "reason": choice.ceiling.reason}
     for c in result.comparisons:
         if (c.task, c.design) == (task, design):
             d = c.difference

@@ -1,5 +1,7 @@
-"""What tests of whole studies share: what records must agree in, and a driver that is killed again and again."""
+"""What tests of whole studies share: made-up records, what records must agree in, and a driver that is killed."""
 
+import io
+import math
 import os
 import random
 import signal
@@ -8,9 +10,76 @@ import subprocess
 import sys
 import time
 
-from querykey.study.records import Records
+import pytest
+from rich.console import Console
+
+from querykey.design import Design
+from querykey.study import training
+from querykey.study.compare import describe, facts_of
+from querykey.study.plan import Config, Plan, TaskChoice
+from querykey.study.records import Records, weights_path
+from querykey.study.report import read
+from querykey.study.training import Outcome
 
 KEPT = ("task", "design", "seed", "status", "metrics", "curve", "config")
+CONFIG = Config(layers=1, dim=12, heads=2, mlp=0, steps=2, batch=3, evaluations=2)
+GONE = "not trained yet"
+
+
+def outcome(score, evaluations=2, rising=False, **metrics):
+    """A cell with this test score; a curve that rises does so until training ends."""
+    if score is None:
+        return Outcome("diverged", {}, {"step": [1], "loss": [math.nan], "validation": [0.5]}, 1.5)
+    curve = {
+        "step": [*range(1, evaluations + 1)],
+        "loss": [1 / (n + 1) for n in range(evaluations)],
+        "validation": [score * (n + 1) / evaluations if rising else score for n in range(evaluations)],
+    }
+    return Outcome("finished", {"test": score, "validation": score - 0.0625, **metrics}, curve, 1.25)
+
+
+def keep(folder, scores, tasks=("cycle",), name="mine", question="", weights=False, match="width", **cells):
+    """Records with these scores by (task, design), one per seed, or by design for every task; None is diverged."""
+    designs = tuple(dict.fromkeys(key[1] if isinstance(key, tuple) else key for key in scores))
+    choices = [task if isinstance(task, TaskChoice) else TaskChoice(task, {}, CONFIG) for task in tasks]
+    seeds = max(len(some) for some in scores.values())
+    plan = Plan(name, tuple(map(Design.parse, designs)), tuple(choices), seeds, question, match)
+    made = plan.make_tasks()
+    declared = plan.cells(made)
+    with Records(folder, create=True) as records:
+        records.keep_study(describe(plan, facts_of(plan, made, records.folder), declared))
+        for cell in declared:
+            design = str(cell.design)
+            of_seeds = scores.get((cell.task.name, design)) or scores[design]
+            if of_seeds[cell.seed] is not GONE:
+                kept = weights_path(records.folder, cell.key) if weights and cell.seed == 0 else None
+                records.add(cell, _trained(cell, kept) if kept else outcome(of_seeds[cell.seed], **cells))
+    return read(folder)
+
+
+def _trained(cell, weights):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "VALIDATION", 7)
+        patch.setattr(training, "TEST", 11)
+        return training.train(cell, weights)
+
+
+def near(score, seeds=6, spread=0.001):
+    """Scores of seeds about a mean."""
+    return [score + spread * (seed % 3 - 1) for seed in range(seeds)]
+
+
+def ladder(folder):
+    """One matrix is far worse, one with a core is not."""
+    scores = {"q,k,v": near(0.9), "q=k,v": near(0.3, spread=0.01), "q=k,v+core=full": near(0.9)[::-1]}
+    return keep(folder, scores, tasks=("cycle", "swap"), question="Do they?")
+
+
+def printed(report, width=100, **options):
+    """What a terminal of this width shows."""
+    console = Console(file=io.StringIO(), width=width, **options)
+    console.print(report)
+    return console.file.getvalue()
 
 
 def lasting(folder):

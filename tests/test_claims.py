@@ -1,23 +1,23 @@
 """Claims of a plan: what the comparisons say of them, and that nothing is said of what was not run."""
 
 import dataclasses
-import io
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from rich.console import Console
 
 from querykey.design import Design
+from querykey.report.words import Words
 from querykey.stats.verdict import Arms, Rule, Verdict, compare_family
-from querykey.study import report, tables
+from querykey.study import notes, tables
 from querykey.study.claims import Claim, Prediction, finding, judge, reversals
 from querykey.study.compare import adjust, describe, facts_of
 from querykey.study.config import PlanError
 from querykey.study.plan import from_mapping, load_plan
 from querykey.study.records import Records
-from querykey.study.result import read
+from querykey.study.report import read
 from querykey.study.training import Outcome
+from studied import printed
 
 TABLE = {
     "designs": ["q,k,v", "q=k,v"],
@@ -174,17 +174,16 @@ def test_claims_of_a_plan_are_judged_by_its_records(tmp_path):
     result = keep(tmp_path, from_mapping(TABLE, "mine"), gap(0.4))
     (judgement,) = result.judgements
     assert judgement.verdict == "holds"
-    (row,) = tables.claim_rows(result)
-    assert (row.kind, [one.kind for one in row.evidence]) == ("holds", ["met", "met"])
-    assert row.evidence[0].difference.startswith("−0.400 [−0.4")
-    assert row.evidence[0].reversal == "0.0 %"
-    console = Console(file=io.StringIO(), width=100)
-    report.print_tables(result, console)
-    assert "C It loses." in console.file.getvalue()
-    page = report.as_html(result)
+    assert judgement.kind == "holds"
+    table = tables.claim_table(result, judgement, Words("study"))
+    assert [row[3].style for row in table.rows] == ["good", "good"]
+    assert (table.rows[0][4].text, table.rows[0][5]) == ("−0.400", "0.0 %")
+    assert table.rows[0][4].detail.startswith("[−0.4")
+    assert "C It loses." in printed(result)
+    page = result.html()
     assert "It loses." in page
     assert "−0.400" in page
-    assert '"verdict": "holds"' in report.as_json(result)
+    assert '"verdict": "holds"' in result.json()
 
 
 def test_tasks_that_were_left_out_leave_a_claim_untested(tmp_path):
@@ -232,13 +231,11 @@ def test_the_plan_of_the_claims_has_all_of_the_article():
 def test_a_fixed_relation_has_its_ceiling_beside_what_was_reached(tmp_path):
     result = keep(tmp_path, from_mapping(TABLE, "mine"), gap(0.4))
     rows = tables.choice_rows(result, "cycles")
-    assert [(row.design, row.ceiling) for row in rows] == [("q,k,v", "1"), ("q=k,v", "2/3")]
-    assert rows[1].right.startswith("0.500 ± ")
+    assert [(row.design, str(row.ceiling.fraction)) for row in rows] == [("q,k,v", "1"), ("q=k,v", "2/3")]
+    assert rows[1].right[0] == "0.500"
     assert tables.choice_rows(result, "cycle") == []
-    console = Console(file=io.StringIO(), width=100)
-    report.print_tables(result, console)
-    assert "cycles: positions whose highest weight lies right" in console.file.getvalue()
-    assert "<td>2/3</td>" in report.as_html(result)
+    assert "cycles: share of positions whose highest attention weight" in printed(result)
+    assert "<td>2/3</td>" in result.html()
 
 
 def test_learning_rates_that_differ_are_told(tmp_path):
@@ -259,4 +256,4 @@ def test_learning_rates_that_differ_are_told(tmp_path):
         for cell in slower:
             records.add(cell, Outcome("finished", {"test": 0.5, "validation": 0.5}, {}))
     said = "On swap the learning rates chosen on validation are: q,k,v 0.01, q=k,v 0.003."
-    assert said in tables.notes(read(tmp_path))
+    assert said in notes.notes(read(tmp_path), Words("study"))

@@ -201,7 +201,7 @@ def test_a_full_disk_gets_a_sentence(tmp_path):
 def test_compare_prints_tables_a_report_and_an_answer(tmp_path):
     done = querykey("compare", "--tasks", "cycle", "--designs", "q,k,v", "q=k,v", *TINY, "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr
-    assert "4 of 4 cells" in done.stderr
+    assert "cells: 4 of 4" in done.stderr
     assert "too few seeds" in done.stdout
     assert "6" in done.stdout  # how many would do
     assert (tmp_path / "report.html").read_text().startswith("<!doctype html>")

@@ -12,7 +12,6 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pandas as pd
@@ -22,6 +21,7 @@ from safetensors.torch import load_file, save_file
 
 import querykey
 from checkpoints import Hub, tiny_model
+from pages import Page
 from querykey.checkpoint import files as files_module
 from querykey.checkpoint.reading import Checkpoint
 from querykey.cli import main
@@ -126,28 +126,6 @@ def test_stopping_leaves_nothing_behind(
     assert not (tmp_path / "out").exists()
 
 
-class Page(HTMLParser):
-    """Tags that are open, and all that the page would load."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.loads: list[str] = []
-        self.text: list[str] = []
-        self.feed(html)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag != "meta":
-            self.open.append(tag)
-        self.loads += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href")]
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text.append(data)
-
-
 def test_the_page_needs_nothing_beside_itself(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "a" / "b"
     assert main(["inspect", str(saved / "llama"), "--out", str(out)]) == 0
@@ -155,13 +133,12 @@ def test_the_page_needs_nothing_beside_itself(saved: Path, tmp_path: Path, capsy
     assert [path.name for path in out.iterdir()] == ["report.html"]
     html = (out / "report.html").read_text()
     page = Page(html)
-    assert not page.open
     assert all(target.startswith(("#", "data:image/png;base64,")) for target in page.loads)
     assert not re.search(r"https?://(?!www\.w3\.org/)", html)
-    words = " ".join(page.text).replace("\u00a0", " ")
+    words = page.text.replace("\u00a0", " ")
     assert "None of 12 heads is closer to shared" in words
     assert words.count("random") > 6  # the null stands on the scale of every map
-    assert html.count('class="map"') == 8
+    assert html.count('class="head-map"') == 8
     data = json.loads(html.partition('id="data">')[2].partition("</script>")[0])
     heads = querykey.inspect(saved / "llama")
     (one,) = data
@@ -212,7 +189,7 @@ def test_a_text_adds_behaviour_and_forecast(tmp_path: Path, text: Path, capsys: 
     assert "read 7.1 MB of 90.9 MB, and the whole model to run it on the text, in" in err
     assert "do what no head with W_Q = W_K can" in err
     html = (tmp_path / "out" / "report.html").read_text()
-    assert not Page(html).open
+    Page(html)
     assert "What sharing would cost" in html
     assert "cycles of 3 or more" in html
 

@@ -9,9 +9,9 @@ from matplotlib.figure import Figure
 
 from querykey.bench.bench import Bench, Row
 from querykey.bench.config import Config, Shape
-from querykey.report import figures
+from querykey.report.figures import COLOURS, Look, palette
+from querykey.report.picture import INK, picture
 
-_INK = figures.look(0).colour
 _WIDTH = 760  # units of the drawing, as wide as a page shows it
 _ROW = 19
 _LEFT = 122
@@ -25,7 +25,7 @@ def as_svg(result: Bench) -> str:
     """An SVG file: panels are passes, rows are the designs at each shape; layers of other libraries are left out."""
     first = result.config.designs[0]
     title = f"Time of each design relative to {first}, with the predicted ratio and the lower bound: {result.machine}"
-    return figures.picture(title, lambda: _figure(result))
+    return picture(title, lambda: _figure(result))
 
 
 def _figure(result: Bench) -> Figure:
@@ -35,7 +35,7 @@ def _figure(result: Bench) -> Figure:
     height = _TOP + _BOTTOM + round(_ROW * (max(places.values()) + 1))
     figure = Figure(figsize=(_WIDTH / 72, height / 72))
     wide = (_WIDTH - _LEFT - 14 - _GAP * (len(passes) - 1)) / len(passes)
-    looks = {design: number for number, design in enumerate(dict.fromkeys(row.name for row in rows))}
+    looks = palette(row.name for row in rows)
     limit = _limit(rows)
     for number, what in enumerate(passes):
         left = (_LEFT + number * (wide + _GAP)) / _WIDTH
@@ -69,23 +69,24 @@ def _limit(rows: Sequence[Row]) -> float:
 
 
 def _panel(
-    axes: Axes, rows: Sequence[Row], places: Mapping[Place, int], looks: Mapping[str, int], limit: float
+    axes: Axes, rows: Sequence[Row], places: Mapping[Place, int], looks: Mapping[str, Look], limit: float
 ) -> None:
     axes.set(xlim=(0, limit), ylim=(max(places.values()) + 0.6, -0.4), yticks=[])
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="x", labelsize=9, length=3)
     axes.locator_params(axis="x", nbins=5)
-    axes.grid(axis="x", color=_INK, alpha=0.12, lw=0.6)
+    axes.grid(axis="x", color=INK, alpha=0.12, lw=0.6)
     axes.set_axisbelow(True)
-    axes.axvline(1, color=_INK, lw=0.7, zorder=1)
+    axes.axvline(1, color=INK, lw=0.7, zorder=1)
     baselines = {row.shape: row for row in rows if row.name == row.compared}
     for row in rows:
         line = places[row.shape, row.name]
-        colour, marker, _ = figures.look(looks[row.name])
+        look = looks[row.name]
+        colour, marker = COLOURS[look.colour].light, look.marker
         bound = row.bound_seconds.median / baselines[row.shape].seconds.median
-        axes.plot([bound], [line], "|", color=_INK, markersize=9, markeredgewidth=1, alpha=0.55, zorder=2)
+        axes.plot([bound], [line], "|", color=INK, markersize=9, markeredgewidth=1, alpha=0.55, zorder=2)
         if row.predicted is not None:
-            axes.plot([row.predicted], [line], "o", color="none", markeredgecolor=_INK, markersize=9.5, zorder=2)
+            axes.plot([row.predicted], [line], "o", color="none", markeredgecolor=INK, markersize=9.5, zorder=2)
         axes.hlines(line, row.to_baseline.low, min(row.to_baseline.high, limit), color=colour, lw=1.6)
         axes.plot([row.to_baseline.median], [line], marker, color=colour, markersize=5)
 
@@ -107,10 +108,10 @@ def _names(axes: Axes, places: Mapping[Place, int], config: Config) -> None:
 def _legend(figure: Figure, height: float) -> None:
     axes = figure.add_axes((0, 1 - 30 / height, 1, 30 / height), xlim=(0, _WIDTH), ylim=(0, 30))
     axes.set_axis_off()
-    axes.hlines(17, 8, 24, color=_INK, lw=1.6)
-    axes.plot([16], [17], "o", color=_INK, markersize=5)
-    axes.plot([240], [17], "o", color="none", markeredgecolor=_INK, markersize=9.5)
-    axes.plot([488], [17], "|", color=_INK, markersize=9, markeredgewidth=1, alpha=0.55)
+    axes.hlines(17, 8, 24, color=INK, lw=1.6)
+    axes.plot([16], [17], "o", color=INK, markersize=5)
+    axes.plot([240], [17], "o", color="none", markeredgecolor=INK, markersize=9.5)
+    axes.plot([488], [17], "|", color=INK, markersize=9, markeredgewidth=1, alpha=0.55)
     texts = {
         31: "measured, with the middle half of rounds",
         252: "predicted: FLOPs, or bytes of a decoding step",

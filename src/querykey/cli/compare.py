@@ -29,6 +29,7 @@ def add_to(commands: Any) -> None:
     parser.add_argument("--seeds", type=_count_or_auto, metavar="N", help=about_options["seeds"])
     parser.add_argument("--out", type=output_folder, metavar="DIR", help=about_options["out"])
     add_options(parser, Options, without=("seeds", "out"))
+    parser.add_argument("--lang", choices=("en", "zh"), help="language of the tables and the report (default: en)")
     sizes = parser.add_argument_group("model and training, for all tasks instead of the plan's")
     add_options(sizes, Config)
 
@@ -43,16 +44,17 @@ def _run(chosen: argparse.Namespace) -> int:
     with needs("study"):
         from rich.console import Console
 
+        from querykey.report.progress import Progress
         from querykey.study.compare import compare
         from querykey.study.display import Display
         from querykey.study.engines import EngineError
-        from querykey.study.report import print_tables, write_html
     given = {name: value for name, value in vars(chosen).items() if name not in ("command", "stopped")}
+    language = given.pop("lang", "en")
     try:
-        with Display(Console(stderr=True)) as display:
-            result = compare(given.pop("plan", "why"), watch=display, **given)
+        with Progress(Console(stderr=True)) as progress:
+            report = compare(given.pop("plan", "why"), watch=Display(progress), **given)
     except EngineError as error:
         raise ValueError(str(error)) from None
-    print_tables(result, Console())
-    print(f"\nreport: {write_html(result)}")
+    Console().print(report.terminal(language))
+    print(f"\nreport: {report.write_html(language)}")
     return 0

@@ -21,18 +21,19 @@ def add_to(commands: Any) -> None:
     parser = add_command(commands, "report", about, _run, EXAMPLES)
     parser.add_argument("folder", metavar="DIR", help="the folder that compare wrote to")
     add_format(parser, "table", "csv", "json", "html")
+    parser.add_argument("--lang", choices=("en", "zh"), default="en", help="of table and html (default: en)")
 
 
 def _run(chosen: argparse.Namespace) -> int:
     with needs("study"):
         from rich.console import Console
 
-        from querykey.study import report
-        from querykey.study.result import read
-    result = read(chosen.folder)
+        from querykey.study.report import read
+    report = read(chosen.folder)
     if chosen.format == "table":
-        report.print_tables(result, Console())
+        Console().print(report.terminal(chosen.lang))
+    elif chosen.format == "html":
+        sys.stdout.write(report.html(chosen.lang))
     else:
-        render = {"csv": report.as_csv, "json": report.as_json, "html": report.as_html}[chosen.format]
-        sys.stdout.write(render(result))
+        sys.stdout.write(report.csv() if chosen.format == "csv" else report.json())
     return 0

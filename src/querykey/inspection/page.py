@@ -18,11 +18,10 @@ from rich.filesize import decimal
 from querykey.inspection import tables
 from querykey.inspection.inspect import Inspection
 from querykey.inspection.summary import plural, sentences
-from querykey.report import figures
+from querykey.report import heatmaps
 from querykey.report import page as pages
 
 POINTS, MOST = 64, 1 << 17  # of a spectrum that are drawn, and of all, so that pages of large models stay light
-PALETTE, RISING = "PuOr_r", "Oranges"
 
 
 class Map(NamedTuple):
@@ -148,8 +147,7 @@ def _maps(one: Map, inspections: Sequence[Inspection]) -> dict[str, Any]:
     limits = one.limits or _limits(grids, nulls)
     apart = bool(nulls) and max(nulls) - min(nulls) > 0.1 * (limits[1] - limits[0])
     rises = one.rises or not nulls or apart
-    look: dict[str, Any] = {"limits": limits, "palette": RISING if rises else PALETTE}
-    look["centre"] = None if rises else nulls[0]
+    look: dict[str, Any] = {"limits": limits, "centre": None if rises else nulls[0]}
     marks = {one.null: nulls[0]} if nulls else {}
     if apart:
         marks = {f"{one.null}, {side}": null for side, null in zip(("left", "right"), nulls, strict=True)}
@@ -159,10 +157,10 @@ def _maps(one: Map, inspections: Sequence[Inspection]) -> dict[str, Any]:
         "title": one.title,
         "about": one.about,
         "drawn": [
-            figures.heatmap(f"{one.title} of {inspection.name}", grid, x_label="head", y_label="layer", **look)
+            heatmaps.heatmap(f"{one.title} of {inspection.name}", grid, x_label="head", y_label="layer", **look)
             for inspection, grid in zip(inspections, grids, strict=True)
         ],
-        "scale": figures.scale(one.title, marks=marks, **look),
+        "scale": heatmaps.scale(one.title, marks=marks, **look),
     }
 
 

@@ -1,67 +1,69 @@
-"""The few pieces of plotting that the reports share: curves, intervals, bars and heat maps, each as inline SVG.
+"""Charts of reports as HTML: full width at any size of screen, in one size of type, with values on hover.
 
-A figure is a string that goes into a page as it is. Text and axes take the colour of the page's text, so that it
-reads in light and in dark; text stays text, in the page's font. The same data give the same bytes.
+A chart is a string that goes into a page with `style.css`. Places are percentages of its width, so that nothing is
+scaled: rows of estimates and bars are plain elements, curves are one stretched SVG.
 
-What stands for the same thing in several figures has the same number there: its colour (Okabe and Ito 2008), its marker
-and its line all follow from that number, so that nothing is said by colour alone.
+Each design has one look, its colour, marker and dashes, in every report: see `palette`. Colours come in a shade for
+light and one for dark pages, as the variables ``--d0`` to ``--d9`` of the style sheet.
 """
 
 from __future__ import annotations
 
-import hashlib
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import wraps
 from html import escape
-from io import StringIO
-from math import isfinite
-from typing import Any, NamedTuple, ParamSpec
+from itertools import chain, count
+from math import ceil, floor, isfinite, log10
+from typing import NamedTuple
 
-import matplotlib
-import numpy as np
-from jaxtyping import Float
-from matplotlib.axes import Axes
-from matplotlib.colors import CenteredNorm, Normalize
-from matplotlib.figure import Figure
-from matplotlib.markers import MarkerStyle
-from matplotlib.patches import PathPatch
-from matplotlib.ticker import MaxNLocator
-from matplotlib.transforms import Affine2D
+from querykey.report.numbers import number
 
-_INK = "#010203"  # stands for the page's text colour while matplotlib draws
-_COLOURS = (_INK, "#0072b2", "#d55e00", "#009e73", "#cc79a7")  # all that have contrast 3 on white and on near-black
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-_LINES = ("-", "--", "-.", ":")
-_WIDTH = 360  # units of the drawing: what a telephone shows as pixels
-_STYLE: Any = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "querykey",
-    "font.family": "DejaVu Sans",
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.7,
-} | dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), _INK)
-_Arguments = ParamSpec("_Arguments")
+
+class Colour(NamedTuple):
+    """A shade with contrast 3 or more on white, and one on near-black."""
+
+    light: str
+    dark: str
 
 
 class Look(NamedTuple):
-    """How a series is drawn everywhere."""
+    """How a design is drawn: the number of its colour, its marker (a letter of matplotlib) and its dashes."""
 
-    colour: str
+    colour: int
     marker: str
-    line: str
+    dashes: str
+
+
+class Axis(NamedTuple):
+    """From values to places in percent; `turned` counts from the high end."""
+
+    low: float
+    high: float
+    turned: bool = False
+
+    def place(self, value: float) -> float:
+        """The place of a value; what lies beyond an end is there."""
+        share = (value - self.low) / (self.high - self.low)
+        return 100 * min(1.0, max(0.0, 1 - share if self.turned else share))
+
+    def ticks(self) -> list[tuple[float, str]]:
+        """About five round values with their texts."""
+        raw = (self.high - self.low) / 5
+        size = 10.0 ** floor(log10(raw))
+        step = size * next(factor for factor in (1, 2, 5, 10) if factor * size >= raw * 0.999)
+        digits = max(0, -floor(log10(step)))
+        first = ceil(self.low / step - 1e-9)
+        values = [n * step for n in range(first, floor(self.high / step + 1e-9) + 1)]
+        return [(self.place(value), number(value, digits)) for value in values]
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A line with a band around it; `number` decides its look."""
+    """A line with a band around it."""
 
     label: str
-    number: int
+    look: Look
     x: Sequence[float]
     y: Sequence[float]
     low: Sequence[float]
@@ -70,236 +72,171 @@ class Curve:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A point with its interval, which may be infinite, and the single values that it sums up."""
+    """A point with its interval, which may be infinite, the single values that it sums up, and what counts as zero."""
 
     label: str
-    number: int
+    look: Look
     value: float
     low: float
     high: float
     values: Sequence[float] = ()
+    margin: float = 0.0
 
 
-def look(number: int) -> Look:
-    """The look of the series with this number; 0 has the colour of text."""
-    kinds = len(_COLOURS)
-    return Look(_COLOURS[number % kinds], _MARKERS[number % len(_MARKERS)], _LINES[number // kinds % len(_LINES)])
+COLOURS = (
+    Colour("#1b1d22", "#e8e8e4"), Colour("#0072b2", "#56b4e9"), Colour("#d55e00", "#ff9a5c"),
+    Colour("#008a63", "#35c99a"), Colour("#b8508a", "#e79ac6"), Colour("#7440b8", "#b79cf5"),
+    Colour("#8a6100", "#d8b24a"), Colour("#0b7f95", "#6fd3e6"), Colour("#667300", "#bccb52"),
+    Colour("#a32a2a", "#f28b82"),
+)  # fmt: skip
+# Designs that studies have most often; any other takes the next look that is free.
+_KNOWN = ("q,k,v", "q=k,v", "q,k=v", "q=v,k", "q=k=v", "q=k,v+core=full", "q=k,v+selfmask", "q=k,v+core=signed")
+_MARKERS = {
+    "o": "M6 1.6a4.4 4.4 0 1 0 .01 0Z",
+    "s": "M2 2h8v8H2Z",
+    "^": "M6 1.2 11 10.2H1Z",
+    "D": "M6 .6 11.4 6 6 11.4.6 6Z",
+    "v": "M6 10.8 1 1.8H11Z",
+    "P": "M4.3 1h3.4v3.3H11v3.4H7.7V11H4.3V7.7H1V4.3h3.3Z",
+    "X": "M3.4 1 6 3.6 8.6 1 11 3.4 8.4 6 11 8.6 8.6 11 6 8.4 3.4 11 1 8.6 3.6 6 1 3.4Z",
+}
+_DASHES = ("", "7 3", "2 3", "9 3 2 3")
 
 
-def _drawing(draw: Callable[_Arguments, Figure]) -> Callable[_Arguments, str]:
-    """From a function that gives a matplotlib figure to one that gives inline SVG, titled by its first argument."""
-
-    @wraps(draw)
-    def drawn(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> str:
-        with _style():
-            written = StringIO()
-            draw(*args, **kwargs).savefig(written, format="svg", transparent=True)
-        return _inline(written.getvalue(), str(args[0]))
-
-    return drawn
+def palette(designs: Iterable[str]) -> dict[str, Look]:
+    """The look of each design: that of its own for the usual ones, the next free ones for others, in this order."""
+    names = list(dict.fromkeys(designs))
+    taken = {_KNOWN.index(name) for name in names if name in _KNOWN}
+    left = (n for n in range(len(_KNOWN)) if n not in taken)
+    free = chain(range(len(_KNOWN), len(COLOURS)), left, count(len(COLOURS)))
+    return {name: _look(_KNOWN.index(name) if name in _KNOWN else next(free)) for name in names}
 
 
-@_drawing
+def _look(n: int) -> Look:
+    markers = tuple(_MARKERS)
+    return Look(n % len(COLOURS), markers[n % len(markers)], _DASHES[n % len(_DASHES)])
+
+
+def marker(look: Look) -> str:
+    """The marker of a design, for legends and tables."""
+    path = f'<path d="{_MARKERS[look.marker]}"/>'
+    return f'<svg class="mark d{look.colour}" viewBox="0 0 12 12" aria-hidden="true">{path}</svg>'
+
+
+def intervals(title: str, estimates: Sequence[Estimate], *, x_label: str, lower_is_better: bool = False) -> str:
+    """Estimates below each other, against 0, each with its interval and the band of its margin; better is right.
+
+    Args:
+        title: read to those who cannot see the chart.
+        estimates: from top to bottom; one that is not finite has an empty row.
+        x_label: what is estimated, with its unit.
+        lower_is_better: turns the axis around.
+    """
+    low, high = _reach(estimates)
+    axis = Axis(low, high, turned=lower_is_better)
+    rows = [_row(marker(e.look), e.label, _estimate(e, axis), _told(e)) for e in estimates]
+    return _chart(title, rows, axis, x_label)
+
+
+def bars(title: str, bars: Sequence[tuple[str, Look, float]], *, x_label: str) -> str:
+    """Horizontal bars from 0, each with its value."""
+    most = max((value for *_, value in bars if isfinite(value)), default=0.0) or 1.0
+    axis = Axis(0.0, 1.18 * most)
+    rows = []
+    for label, look, value in bars:
+        shown = number(value)
+        width = axis.place(value) if isfinite(value) else 0.0
+        drawn = f'<i class="bar d{look.colour}" style="width:{width:.2f}%"></i>'
+        drawn += f'<b class="value" style="left:{width:.2f}%">{shown}</b>'
+        rows.append(_row(marker(look), label, drawn, f"{label}: {shown}"))
+    return _chart(title, rows, axis, x_label)
+
+
 def curves(
     title: str, lines: Sequence[Curve], *, x_label: str, y_label: str, levels: Mapping[str, float] | None = None
-) -> Figure:
-    """Lines with bands over a common x axis, and named horizontal levels such as chance; `marker` is for the legend.
+) -> str:
+    """Lines with bands over a common x axis, and named horizontal levels such as chance.
 
     A level far outside of what the lines span is left out, for it would flatten them.
     """
-    figure, axes = _figure(height=220, left=48)
-    for line in lines:
-        colour, shape, dash = look(line.number)
-        every = max(1, len(line.x) // 10)
-        axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.15, linewidth=0)
-        axes.plot(line.x, line.y, dash, color=colour, marker=shape, markersize=4, markevery=every, lw=1.4)
-    low, high = axes.get_ylim()
-    for name, level in (levels or {}).items():
-        if low - 0.2 * (high - low) <= level <= high + 0.2 * (high - low):
-            axes.axhline(level, color=_INK, lw=0.7, ls=(0, (2, 3)), zorder=0)
-            axes.annotate(name, (1, level), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8)
-    axes.set(xlabel=x_label, ylabel=y_label)
-    return figure
-
-
-@_drawing
-def intervals(
-    title: str,
-    estimates: Sequence[Estimate],
-    *,
-    x_label: str,
-    margins: Sequence[float] | None = None,
-    lower_is_better: bool = False,
-) -> Figure:
-    """Estimates below each other, against 0; better is on the right.
-
-    Args:
-        title: said to those who cannot see the figure.
-        estimates: from top to bottom; one that is not finite is left empty.
-        x_label: what is estimated, with its unit.
-        margins: for each the half width of the band around 0 that counts as no difference.
-        lower_is_better: turns the axis around.
-    """
-    figure, axes = _rows([estimate.label for estimate in estimates], height=24, x_label=x_label)
-    reach = _reach(estimates, margins or ())
-    axes.set_xlim(*((reach[1], reach[0]) if lower_is_better else reach))
-    axes.axvline(0, color=_INK, lw=0.7, zorder=0)
-    if margins:
-        widths = 2 * np.asarray(margins, dtype=float)
-        axes.barh(range(len(margins)), widths, left=-widths / 2, height=1.0, color=_INK, alpha=0.1, lw=0)
-    for row, estimate in enumerate(estimates):
-        colour, shape, _ = look(estimate.number)
-        axes.vlines(estimate.values, row + 0.17, row + 0.37, color=colour, lw=0.9, alpha=0.8)
-        if isfinite(estimate.low) and isfinite(estimate.high):
-            axes.hlines(row, estimate.low, estimate.high, color=colour, lw=1.6)
-        if isfinite(estimate.value):
-            axes.plot([estimate.value], [row], shape, color=colour, markersize=6)
-    return figure
-
-
-@_drawing
-def bars(title: str, labels: Sequence[str], values: Sequence[float], *, x_label: str) -> Figure:
-    """Horizontal bars from 0, numbered from top to bottom, each with its value at the end."""
-    figure, axes = _rows(labels, height=22, x_label=x_label)
-    for row, value in enumerate(values):
-        if isfinite(value):
-            axes.barh(row, value, height=0.65, color=look(row).colour)
-            axes.annotate(
-                f"{value:.3g}", (value, row), xytext=(4, 0), textcoords="offset points", va="center", fontsize=9
-            )
-    axes.set_xlim(0, 1.25 * max((value for value in values if isfinite(value)), default=0) or 1)
-    return figure
-
-
-@_drawing
-def heatmap(
-    title: str,
-    values: Float[np.ndarray, "rows columns"],
-    *,
-    limits: tuple[float, float],
-    x_label: str,
-    y_label: str,
-    x_names: Sequence[str] | None = None,
-    y_names: Sequence[str] | None = None,
-    palette: str = "viridis",
-    centre: float | None = None,
-) -> Figure:
-    """A matrix, row 0 on top; without names rows and columns are numbered from 0. See `scale` for the colours.
-
-    Cells that are NaN stay empty. With a `centre`, that value has the middle colour of the palette.
-    """
-    height, width = values.shape
-    tall = min(2.0, max(0.2, height / width)) * 147 + 36  # of 180 wide; the cells are square unless there are too many
-    figure = Figure(figsize=(180 / 72, tall / 72))
-    axes = figure.add_axes((0.17, 32 / tall, 0.815, 1 - 36 / tall))
-    axes.imshow(values, cmap=palette, norm=_norm(limits, centre), interpolation="none", aspect="auto")
-    size = 9.0 if x_names is None and y_names is None else 6.0  # what has names is shown larger
-    axes.set_xlabel(x_label, fontsize=size, labelpad=2)
-    axes.set_ylabel(y_label, fontsize=size, labelpad=2)
-    for axis, names in ((axes.xaxis, x_names), (axes.yaxis, y_names)):
-        if names is None:
-            axis.set_major_locator(MaxNLocator(7, integer=True))
-            axis.set_tick_params(labelsize=9, length=2, pad=2)
-        else:
-            axis.set_ticks(range(len(names)), names, fontsize=min(9.0, 148 / max(1, len(names))))
-            axis.set_tick_params(length=0, pad=2)
-    axes.spines[:].set_visible(False)
-    return figure
-
-
-@_drawing
-def scale(
-    title: str,
-    *,
-    limits: tuple[float, float],
-    palette: str = "viridis",
-    centre: float | None = None,
-    marks: Mapping[str, float] | None = None,
-) -> Figure:
-    """The colours of a heat map and what they stand for; `marks` are named values, pointed at from above."""
-    tall = 58 if marks else 44
-    figure = Figure(figsize=(220 / 72, tall / 72))
-    axes = figure.add_axes((0.05, 33 / tall, 0.9, 9.7 / tall))
-    values = np.linspace(*limits, 128)[None]
-    axes.imshow(values, cmap=palette, norm=_norm(limits, centre), aspect="auto", extent=(*limits, 0, 1))
-    for name, value in (marks or {}).items():
-        place = (value - limits[0]) / (limits[1] - limits[0])
-        side = "left" if place < 0.15 else "right" if place > 0.85 else "center"
-        axes.plot([value], [1.25], "v", color=_INK, markersize=4.5, clip_on=False, transform=axes.get_xaxis_transform())
-        axes.annotate(name, (place, 1.5), xycoords="axes fraction", ha=side, va="bottom", fontsize=8)
-    axes.set(yticks=[], xlabel=title, xlim=limits)
-    axes.locator_params(axis="x", nbins=5)
-    axes.spines[:].set_visible(False)
-    return figure
-
-
-def picture(title: str, draw: Callable[[], Figure]) -> str:
-    """A figure of whatever kind as an SVG file that stands alone: with a page under it, in light and in dark."""
-    svg = _drawing(lambda title: draw())(title)
-    opening, _, body = svg.partition(">")
-    opening = opening.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1).replace(' class="figure"', "")
-    style = (
-        "svg{color:#1f2328;font-family:system-ui,'Segoe UI',Helvetica,Arial,sans-serif}.page{fill:#fff}"
-        "@media(prefers-color-scheme:dark){svg{color:#e6edf3}.page{fill:#0d1117}}"
+    xs, ys = [x for c in lines for x in c.x], [y for c in lines for y in (*c.low, *c.high)]
+    room = 0.06 * (max(ys) - min(ys)) or 0.5
+    low, high = min(ys) - room, max(ys) + room
+    near = {name: y for name, y in (levels or {}).items() if low - 3 * room <= y <= high + 3 * room}
+    x_axis = Axis(min(xs), max(xs) if max(xs) > min(xs) else min(xs) + 1)
+    y_axis = Axis(min([low, *near.values()]), max([high, *near.values()]), turned=True)
+    drawn = [
+        f'<line class="level" x1="0" x2="100" y1="{y_axis.place(y):.2f}" y2="{y_axis.place(y):.2f}"/>'
+        for y in near.values()
+    ]
+    drawn += [_line(curve, x_axis, y_axis) for curve in lines]
+    named = "".join(
+        f'<span class="named" style="top:{y_axis.place(y):.2f}%">{escape(name)}</span>' for name, y in near.items()
     )
-    return f'{opening}>\n<style>{style}</style>\n<rect class="page" width="100%" height="100%"/>{body}\n'
+    ends = "".join(_end(curve, x_axis, y_axis) for curve in lines if curve.x)
+    data = {
+        "x": sorted({_whole(x) for x in xs}),
+        "lines": [
+            [c.label, c.look.colour, {_whole(x): float(f"{y:.4g}") for x, y in zip(c.x, c.y, strict=True)}]
+            for c in lines
+        ],
+    }
+    return (
+        f'<div class="chart" role="img" aria-label="{escape(title)}"><p class="unit">{escape(y_label)}</p>'
+        f'<div class="area"><div class="ys">{labels(y_axis.ticks(), "top")}</div>'
+        f"<div class=\"plot\" data-curves='{escape(json.dumps(data, separators=(',', ':')))}'>{_grid(y_axis, 'top')}"
+        f'<svg viewBox="0 0 100 100" preserveAspectRatio="none">{"".join(drawn)}</svg>{ends}{named}</div>'
+        f'<div class="xs">{labels(x_axis.ticks(), "left")}</div></div><p class="unit">{escape(x_label)}</p></div>'
+    )
 
 
-def _norm(limits: tuple[float, float], centre: float | None) -> Normalize:
-    """How values become colours: as much on either side of a centre."""
-    return Normalize(*limits) if centre is None else CenteredNorm(centre, max(abs(end - centre) for end in limits))
+def labels(ticks: Iterable[tuple[float, str]], side: str) -> str:
+    """Texts at places in percent of a side, "left" or "top"."""
+    return "".join(f'<span style="{side}:{place:.2f}%">{escape(text)}</span>' for place, text in ticks)
 
 
-def marker(number: int) -> str:
-    """The marker of a series on a piece of its line, for legends outside of figures."""
-    return _marker(f"marker {number % (len(_COLOURS) * len(_MARKERS))}", number)
+def _chart(title: str, rows: Sequence[tuple[str, str, str]], axis: Axis, x_label: str) -> str:
+    """Rows of (name, drawing, text on hover) over a common axis."""
+    grid = _grid(axis, "left")
+    body = "".join(
+        f'<div class="name">{name}</div><div class="track" title="{escape(told)}">{grid}{drawn}</div>'
+        for name, drawn, told in rows
+    )
+    return (
+        f'<div class="chart rows" role="img" aria-label="{escape(title)}">{body}'
+        f'<span></span><div class="xs">{labels(axis.ticks(), "left")}</div>'
+        f'<span></span><p class="unit">{escape(x_label)}</p></div>'
+    )
 
 
-@_drawing
-def _marker(title: str, number: int) -> Figure:
-    colour, shape, dash = look(number)
-    figure = Figure(figsize=(30 / 72, 12 / 72))
-    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, 30), ylim=(0, 12))
-    axes.plot([1, 29], [6, 6], dash, color=colour, lw=1.4, clip_on=False)
-    style = MarkerStyle(shape)
-    placed = style.get_path().transformed(style.get_transform() + Affine2D().scale(5.5).translate(15, 6))
-    axes.add_patch(PathPatch(placed, color=colour, lw=0, clip_on=False))  # no ids, so that it may stand in many places
-    axes.set_axis_off()
-    return figure
+def _row(mark: str, label: str, drawn: str, told: str) -> tuple[str, str, str]:
+    return f"{mark}<code>{escape(label)}</code>", drawn, told
 
 
-@contextmanager
-def _style() -> Iterator[None]:
-    with matplotlib.rc_context(_STYLE):
-        yield
+def _estimate(e: Estimate, axis: Axis) -> str:
+    parts = [_span("band", axis, -e.margin, e.margin)] if e.margin else []
+    parts.append(f'<i class="zero" style="left:{axis.place(0):.2f}%"></i>')
+    parts += [f'<i class="seed d{e.look.colour}" style="left:{axis.place(x):.2f}%"></i>' for x in e.values]
+    if isfinite(e.low) and isfinite(e.high):
+        parts.append(_span(f"interval d{e.look.colour}", axis, e.low, e.high))
+    if isfinite(e.value):
+        parts.append(f'<b class="at" style="left:{axis.place(e.value):.2f}%">{marker(e.look)}</b>')
+    return "".join(parts)
 
 
-def _figure(height: float, left: float) -> tuple[Figure, Axes]:
-    """A figure with room for labels: `left` of the axes, and below them. Its sizes are units of the drawing."""
-    figure = Figure(figsize=(_WIDTH / 72, height / 72))
-    axes = figure.add_axes((left / _WIDTH, 38 / height, 1 - (left + 12) / _WIDTH, 1 - 46 / height))
-    axes.grid(color=_INK, alpha=0.12, lw=0.6)
-    axes.set_axisbelow(True)
-    return figure, axes
+def _span(kind: str, axis: Axis, low: float, high: float) -> str:
+    left, right = sorted((axis.place(low), axis.place(high)))
+    return f'<i class="{kind}" style="left:{left:.2f}%;width:{right - left:.2f}%"></i>'
 
 
-def _rows(labels: Sequence[str], *, height: float, x_label: str) -> tuple[Figure, Axes]:
-    """A figure with a row of this height for each label, from top to bottom."""
-    names = [_wrapped(label) for label in labels]
-    longest = max((len(line) for name in names for line in name.split("\n")), default=0)
-    figure, axes = _figure(height=46 + height * max(1, len(labels)), left=min(0.6 * _WIDTH, 8 + 6.2 * longest))
-    axes.set(ylim=(len(labels) - 0.5, -0.5), xlabel=x_label)
-    axes.set_yticks(range(len(labels)), names)
-    axes.tick_params(axis="y", length=0)
-    axes.locator_params(axis="x", nbins=6)
-    axes.spines["left"].set_visible(False)
-    return figure, axes
+def _told(e: Estimate) -> str:
+    interval = f" [{number(e.low, 3)}, {number(e.high, 3)}]" if isfinite(e.low) else ""
+    return f"{e.label}: {number(e.value, 3)}{interval}"
 
 
-def _reach(estimates: Sequence[Estimate], margins: Sequence[float]) -> tuple[float, float]:
+def _reach(estimates: Sequence[Estimate]) -> tuple[float, float]:
     """The x axis: all points, values and margins, and of intervals so much that they do not drown these."""
-    points = [x for e in estimates for x in (e.value, *e.values) if isfinite(x)] + [0.0]
-    points += [side * margin for margin in margins for side in (-1, 1)]
+    points = [x for e in estimates for x in (e.value, *e.values, -e.margin, e.margin) if isfinite(x)] + [0.0]
     span = max(points) - min(points) or 1.0
     low, high = min(points) - span, max(points) + span
     ends = [min(max(x, low), high) for e in estimates for x in (e.low, e.high) if isfinite(x)]
@@ -307,29 +244,26 @@ def _reach(estimates: Sequence[Estimate], margins: Sequence[float]) -> tuple[flo
     return least - 0.06 * (most - least or 1), most + 0.06 * (most - least or 1)
 
 
-def _wrapped(label: str, width: int = 17) -> str:
-    """A design's word over several lines, broken before a plus sign."""
-    lines = [""]
-    for piece in re.split(r"(?=\+)", label):
-        if lines[-1] and len(lines[-1] + piece) > width:
-            lines.append("")
-        lines[-1] += piece
-    return "\n".join(lines)
+def _line(curve: Curve, x_axis: Axis, y_axis: Axis) -> str:
+    def path(ys: Iterable[float], xs: Sequence[float]) -> str:
+        return " ".join(f"{x_axis.place(x):.2f},{y_axis.place(y):.2f}" for x, y in zip(xs, ys, strict=True))
+
+    around = path([*curve.high, *reversed(curve.low)], [*curve.x, *reversed(curve.x)])
+    kind, dashes = f"d{curve.look.colour}", f' stroke-dasharray="{curve.look.dashes}"' if curve.look.dashes else ""
+    line = path(curve.y, curve.x)
+    return f'<polygon class="{kind}" points="{around}"/><polyline class="{kind}" points="{line}"{dashes}/>'
 
 
-def _inline(svg: str, title: str) -> str:
-    """Without prolog, metadata, style sheet and needless ids; the ids that are left belong to this figure alone."""
-    box = re.search(r'viewBox="[^"]*"', svg)
-    assert box is not None
-    body = svg[svg.index(">", box.end()) + 1 :]
-    body = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", body, flags=re.DOTALL)
-    body = body.replace("xlink:href", "href").replace(_INK, "currentColor")
-    body = re.sub(r" font-family: [^;\"]*;?", "", body)  # that of the page
-    prefix = f"f{hashlib.sha256((title + body).encode()).hexdigest()[:8]}-"
-    used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', body))
-    body = re.sub(r' id="([^"]+)"', lambda m: f' id="{prefix}{m[1]}"' if m[1] in used else "", body)
-    body = re.sub(r'(href="#|url\(#)', rf"\g<1>{prefix}", body)
-    body = re.sub(r'( d="[^"]*")', lambda m: re.sub(r"(\.\d\d)\d+", r"\1", m[1]), body)
-    style = "stroke-linejoin:round;stroke-linecap:butt"
-    opening = f'<svg {box[0]} class="figure" role="img" aria-label="{escape(title)}" style="{style}">'
-    return opening + re.sub(r"\s*\n\s*", "\n", body).strip()
+def _end(curve: Curve, x_axis: Axis, y_axis: Axis) -> str:
+    """The marker at the last point of a line."""
+    x, y = x_axis.place(curve.x[-1]), y_axis.place(curve.y[-1])
+    told = escape(f"{curve.label}: {number(curve.y[-1], 3)}")
+    return f'<b class="at" style="left:{x:.2f}%;top:{y:.2f}%" title="{told}">{marker(curve.look)}</b>'
+
+
+def _grid(axis: Axis, side: str) -> str:
+    return "".join(f'<i class="grid" style="{side}:{place:.2f}%"></i>' for place, _ in axis.ticks())
+
+
+def _whole(x: float) -> float:
+    return int(x) if x == int(x) else x

@@ -1,6 +1,6 @@
-"""What the pages of reports share: one set of rules for templates, and one stylesheet, `style.css`.
+"""What the pages of reports share: rules for templates, the style sheet `style.css` and the script `page.js`.
 
-A page is one file that needs nothing beside itself, so the stylesheet goes into it.
+A page is one file that needs nothing beside itself, so both go into it.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ from importlib.resources import files
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from querykey.report.figures import COLOURS
+
 
 def environment(room: str) -> Environment:
-    """For the templates of one room, such as "study": whatever is not given is an error, and all is escaped.
+    """For the templates of one room, such as "study": a name that is not given is an error, and all text is escaped.
 
-    A template says ``{{ stylesheet }}`` for the common rules.
+    A template says ``{{ stylesheet }}`` for the common style and ``{{ script }}`` for the common script.
     """
     found = Environment(
         loader=PackageLoader(f"querykey.{room}", "."),
@@ -23,5 +25,17 @@ def environment(room: str) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found.globals["stylesheet"] = Markup(files("querykey").joinpath("report/style.css").read_text("utf-8"))
+    own = files("querykey").joinpath("report")
+    found.globals["stylesheet"] = Markup(_colours() + own.joinpath("style.css").read_text("utf-8"))
+    found.globals["script"] = Markup(own.joinpath("page.js").read_text("utf-8"))
     return found
+
+
+def _colours() -> str:
+    """The colours of designs as variables, and a class for each."""
+    light, dark = (
+        " ".join(f"--d{n}: {getattr(colour, scheme)};" for n, colour in enumerate(COLOURS))
+        for scheme in ("light", "dark")
+    )
+    classes = " ".join(f".d{n} {{ color: var(--d{n}); }}" for n in range(len(COLOURS)))
+    return f":root {{ {light} }}\n@media (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}\n{classes}\n"

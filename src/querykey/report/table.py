@@ -21,6 +21,7 @@ from html import escape
 from typing import Literal
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.table import Table as RichTable
 from rich.text import Text
@@ -147,13 +148,13 @@ class Table:
     def _column_width(self, n: int, beside: bool) -> int:
         column = self.columns[n]
         cells = [Cell(column.title, column.detail), *(_cell(row[n]) for row in self.rows)]
-        texts = [max(map(len, cell.text.split("\n"))) for cell in cells]
-        details = max(len(cell.detail) for cell in cells)
+        texts = [max(map(cell_len, cell.text.split("\n"))) for cell in cells]
+        details = max(cell_len(cell.detail) for cell in cells)
         longest = max(texts) + details + _GAP * bool(details) if beside else max(*texts, details)
         return min(longest, max(_WRAPPED, len(column.title))) if column.wrap else longest
 
     def _detail_width(self, n: int) -> int:
-        return max((len(_cell(row[n]).detail) for row in self.rows), default=0)
+        return max((cell_len(_cell(row[n]).detail) for row in self.rows), default=0)
 
 
 def _cell(cell: Cell | str) -> Cell:
@@ -168,7 +169,7 @@ def _printed(cell: Cell, beside: bool, width: int) -> Text:
     """For rich; details that stand beside are aligned among themselves."""
     between = "  " if beside else "\n"
     detail = (
-        f"{between}{cell.detail.ljust(width) if beside else cell.detail}" if cell.detail or (width and beside) else ""
+        f"{between}{cell.detail.rjust(width) if beside else cell.detail}" if cell.detail or (width and beside) else ""
     )
     return Text.assemble((cell.text, _TERMINAL.get(cell.style, "")), (detail, "dim"))
 

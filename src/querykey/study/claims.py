@@ -112,6 +112,15 @@ class Judgement:
         said += f"; cannot tell on {self._where(open_)}" if open_ else ""
         return said + (f"; not tested on {self._where(untested)}" if untested else "")
 
+    @property
+    def kind(self) -> Literal["holds", "mixed", "fails", "open"]:
+        """The verdict in one word: "mixed" where some predictions are met and others not, "open" where none is."""
+        met = any(one.met for one in self.found)
+        against = any(one.finding in get_args(Expected) and not one.met for one in self.found)
+        if met and against:
+            return "mixed"
+        return "holds" if met else "fails" if against else "open"
+
     def _where(self, found: Iterable[Found]) -> str:
         """`cycle, shift`, or `cycle, shift with q=k,v and text with …` where the claim is about several designs."""
         by_design: dict[str, list[str]] = {}

@@ -14,7 +14,7 @@ import torch
 
 from querykey import machine
 from querykey.stats.statistics import SeedSchedule
-from querykey.study import engines, ray_engine, result, tuning
+from querykey.study import engines, ray_engine, report, tuning
 from querykey.study.config import PlanError
 from querykey.study.options import Options, sort_options
 from querykey.study.plan import Cell, Plan, TaskChoice, choose_task, load_plan
@@ -40,7 +40,7 @@ class Progress:
 Watch = Callable[[Progress], None]
 
 
-def compare(plan: str | Path | Plan = "why", *, watch: Watch | None = None, **options: Any) -> result.Result:
+def compare(plan: str | Path | Plan = "why", *, watch: Watch | None = None, **options: Any) -> report.Report:
     """Train designs × tasks × seeds, paired, and compare them.
 
     Cells whose records are in the output folder are not trained again, so the same call resumes a stopped run.
@@ -65,7 +65,7 @@ def compare(plan: str | Path | Plan = "why", *, watch: Watch | None = None, **op
         facts = facts_of(asked, tasks, records.folder)
         training = _Training(asked, facts, records, _engine(chosen, device), watch)
         training.grow(training.tuned(asked.cells(tasks, device)), chosen.seeds == "auto")
-        return result.read(records.folder)
+        return report.read(records.folder)
 
 
 def adjust(plan: Plan, **changes: Any) -> Plan:
@@ -174,7 +174,7 @@ class _Training:
 
     def _undecided(self) -> set[tuple[str, str]]:
         """The (task, design) pairs without a verdict yet, with the baseline of each of their tasks."""
-        found = result.read(self.records.folder)
+        found = report.read(self.records.folder)
         still = {(one.task, one.design) for one in found.comparisons if not one.decided}
         return still | {(task, found.study.designs[0]) for task, _ in still}
 

@@ -1,69 +1,158 @@
-"""The report of a study: a table for the terminal, rows for other programs, a page for people.
+"""What `querykey.compare` returns: the result of a study with its reports.
 
-Each is a pure function of the records: the same records give the same bytes, whenever and wherever it is made.
+    report = querykey.compare("why")        report = read("runs/why")
+    report.answer()    plain words          report.summary     one row per comparison, and all else of `Result`
+    rich.print(report)                      report.html()      one page that needs nothing beside itself
+
+Each report is a pure function of the records: the same records give the same bytes, whenever and wherever it is made.
 """
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import asdict
+from html import escape
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.table import Table as Grid
+from rich.text import Text
 
 from querykey.report.files import write_atomically
-from querykey.study.page import as_html as as_html
+from querykey.report.words import Language, Words
+from querykey.study import notes, tables
+from querykey.study.answer import NUMBERED, answer, headline, on_designs
+from querykey.study.claims import Judgement
+from querykey.study.page import as_html
 from querykey.study.result import Result
-from querykey.study.tables import claim_rows
-from querykey.study.terminal import Tables
+from querykey.study.result import read as read_result
+
+_STYLES = {"holds": "green", "fails": "red", "open": "dim", "mixed": ""}
 
 
-def as_table(result: Result) -> Tables:
-    """What rich prints: a table per task, what the designs cost, notes, and last the answer."""
-    return Tables(result)
+class Report(Result):
+    """A result with its reports in English ("en") or Chinese ("zh")."""
+
+    def answer(self, language: Language = "en") -> list[str]:
+        """The study's question, then its answer in plain words, drawn from the numbers alone."""
+        return answer(self, Words("study", language))
+
+    def terminal(self, language: Language = "en") -> Terminal:
+        """What rich prints: the answer, a table per task, the costs, and notes."""
+        return Terminal(self, Words("study", language))
+
+    def html(self, language: Language = "en") -> str:
+        """One page that needs nothing beside itself."""
+        return as_html(self, Words("study", language))
+
+    def csv(self) -> str:
+        """One row per cell, with its configuration, metrics and provenance; lists are written as JSON."""
+        cells = self.cells.map(lambda value: json.dumps(value) if isinstance(value, list) else value)
+        return cells.to_csv(index=False, lineterminator="\n")
+
+    def json(self) -> str:
+        """An object with ``study``, ``answer``, ``claims``, ``summary``, ``costs``, ``cells`` and ``curves``.
+
+        Cells keep their nested configuration, metrics and provenance. What is no finite number is null.
+        """
+        curves = zip(self.records["key"], self.records["curve"], strict=True)
+        parts = {
+            "study": asdict(self.study),
+            "missing": self.missing,
+            "answer": self.answer(),
+            "conclusions": {
+                design: {task: tile.conclusion or "baseline" for task, tile in of_tasks.items()}
+                for design, of_tasks in tables.tiles(self).items()
+            },
+            "claims": [_claim(judgement) for judgement in self.judgements],
+            "improvement": self.improvement,
+            "summary": self.summary.to_dict("records"),
+            "costs": self.costs.to_dict("records"),
+            "cells": self.records.drop(columns="curve").to_dict("records"),
+            "curves": [{"key": key, **curve} for key, curve in curves],
+        }
+        return json.dumps(_strict(parts), allow_nan=False, ensure_ascii=False) + "\n"
+
+    def write_html(self, language: Language = "en") -> Path:
+        """Write the page as ``report.html`` beside the records; whole or not at all."""
+        path = self.folder / "report.html"
+        with write_atomically(path) as partial:
+            partial.write_text(self.html(language), encoding="utf-8")
+        return path
+
+    def __rich__(self) -> Terminal:
+        return self.terminal()
+
+    def _repr_html_(self) -> str:
+        title = "querykey compare"
+        return (
+            f'<iframe srcdoc="{escape(self.html())}" style="width:100%;height:48rem;border:0" title="{title}"></iframe>'
+        )
 
 
-def print_tables(result: Result, console: Console) -> None:
-    """Print `as_table`, as wide as the console is."""
-    console.print(as_table(result))
+class Terminal:
+    """A report for rich, as wide as the terminal allows."""
+
+    def __init__(self, result: Result, say: Words) -> None:
+        self.result, self.say = result, say
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        """The answer, then tables, then notes, and last the headline again, where lines have scrolled."""
+        result, say = self.result, self.say
+        yield from self._answer()
+        for task in result.study.tasks:
+            yield tables.task_table(result, task, say)
+            yield ""
+            if choices := tables.choice_table(result, task, say):
+                yield from (choices, "")
+        if costs := tables.cost_table(result, say):
+            yield from (costs, "")
+        for note in notes.notes(result, say):
+            yield from (Text(say("note", note=note)), "")
+        for judgement in result.judgements:
+            yield Text.assemble((f"{judgement.claim.name} ", "bold"), judgement.claim.says)
+            yield Text(tables.claim_verdict(judgement, say), _STYLES[judgement.kind])
+            yield from (tables.claim_table(result, judgement, say), "")
+        for line in headline(result, say):
+            yield Text(line, "bold")
+
+    def _answer(self) -> Iterator[RenderableType]:
+        result, say = self.result, self.say
+        if result.study.question:
+            yield Text(result.study.question, "bold")
+        yield from map(Text, headline(result, say))
+        yield ""
+        if len(result.study.tasks) <= NUMBERED and len(result.study.designs) > 1:
+            yield from (tables.overview(result, say), "")
+        points = Grid.grid(padding=(0, 1, 0, 0))
+        for line in on_designs(result, say):
+            points.add_row("-", Text(line))
+        yield points
+        for line in notes.advice(result, say):
+            yield Text(line, "yellow")
+        yield ""
 
 
-def as_csv(result: Result) -> str:
-    """One row per cell, with its configuration, metrics and origin; see `Result.cells`. Lists are written as JSON."""
-    cells = result.cells.map(lambda value: json.dumps(value) if isinstance(value, list) else value)
-    return cells.to_csv(index=False, lineterminator="\n")
+def read(folder: str | Path) -> Report:
+    """The report of the study that was run last under a folder.
 
-
-def as_json(result: Result) -> str:
-    """An object with ``study``, ``answer``, ``claims``, ``summary``, ``costs``, ``cells`` and ``curves``.
-
-    Cells keep their nested configuration, metrics and origin, and curves are one object per cell, by its key. What is
-    no finite number is null.
+    Raises:
+        RecordsError: if there is none.
     """
-    parts = {
-        "study": asdict(result.study),
-        "missing": result.missing,
-        "answer": result.answer(),
-        "claims": [row._asdict() | {"evidence": [one._asdict() for one in row.evidence]} for row in claim_rows(result)],
-        "improvement": result.improvement,
-        "summary": result.summary.to_dict("records"),
-        "costs": result.costs.to_dict("records"),
-        "cells": result.records.drop(columns="curve").to_dict("records"),
-        "curves": [
-            {"key": key, **curve} for key, curve in zip(result.records["key"], result.records["curve"], strict=True)
-        ],
-    }
-    return json.dumps(_strict(parts), allow_nan=False, ensure_ascii=False) + "\n"
+    found = read_result(folder)
+    return Report(found.study, found.records, found.folder, found.rule)
 
 
-def write_html(result: Result) -> Path:
-    """Write the page as ``report.html`` beside the records; whole or not at all."""
-    path = result.folder / "report.html"
-    with write_atomically(path) as partial:
-        partial.write_text(as_html(result), encoding="utf-8")
-    return path
+def _claim(judgement: Judgement) -> dict[str, Any]:
+    evidence = [
+        {name: getattr(one, name) for name in ("task", "design", "expected", "finding", "reversal")}
+        for one in judgement.found
+    ]
+    claim = judgement.claim
+    return {"name": claim.name, "says": claim.says, "verdict": judgement.verdict, "evidence": evidence}
 
 
 def _strict(value: Any) -> Any:

@@ -1,8 +1,8 @@
 """What a study found: its cells and its comparisons, a pure function of the records.
 
-result = querykey.compare("why")        result = read("runs/why")
+result = read("runs/why")
 result.cells      one row per cell      result.summary    one row per comparison
-result.curves     one row per point     result.answer()   the same in plain words
+result.curves     one row per point     result.costs      one row per task and design
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from querykey.design import Design
 from querykey.stats.convergence import converged_at, still_improving
 from querykey.stats.statistics import SeedSchedule
 from querykey.stats.verdict import Arms, Comparison, Rule, compare_family, improvement_over_tasks
-from querykey.study.answer import answer
 from querykey.study.claims import Claim, Judgement, judge, reversals
 from querykey.study.config import Config
 from querykey.study.records import Records, Study, weights_path
@@ -102,12 +101,6 @@ class Result:
         return pd.DataFrame([comparison.row() for comparison in self.comparisons])
 
     @cached_property
-    def words(self) -> dict[tuple[str, str], str]:
-        """The verdict in words, by task and design."""
-        keys = [(c.task, c.design) for c in self.comparisons]
-        return dict(zip(keys, self.summary["words"], strict=True)) if keys else {}
-
-    @cached_property
     def costs(self) -> pd.DataFrame:
         """What each design's attention costs in each task's model: all its layers, one forward pass at its length.
 
@@ -125,22 +118,38 @@ class Result:
         ratios = {f"{name}_ratio": frame[name] / frame["task"].map(baseline[name]) for name in names}
         return frame.assign(**ratios)
 
+    @property
+    def largest_costs(self) -> list[dict[str, Any]]:
+        """The rows of `costs` for the task with the most attention parameters, of equals the one with most FLOPs."""
+        costs = self.costs.sort_values(["parameters", "flops"], kind="stable")
+        task = costs["task"].iloc[-1] if len(costs) else None
+        rows = self.costs.to_dict("records")
+        return [{str(name): value for name, value in row.items()} for row in rows if row["task"] == task]
+
     @cached_property
     def convergence(self) -> pd.DataFrame:
         """Whether training had ended when it was stopped, per task and design, over the cells that finished.
 
         Columns: ``task``, ``design``, ``converged_at``, the median over cells of the step from which on validation
-        stays within the margin of its last value (NaN where most get there with their last point), and
-        ``improving``, the share of cells that rose by more than the margin over the last fifth.
+        stays near its last value (NaN where most get there with their last point), and ``improving``, the share of
+        cells that improved over the last fifth. Near is the margin that the plan declares for the task, else the
+        least margin of the rule: a margin made from the noise of seeds would hide slow learning.
         """
         found: dict[tuple[str, str], list[tuple[float, bool]]] = {}
         for task, design, status, curve in self._columns("task", "design", "status", "curve"):
             if status == "finished":
-                how = (curve, self.higher_is_better(task), self.margins[task])
+                near = self.study.tasks[task]["margin"] or self.rule.margin_floor
+                how = (curve, self.higher_is_better(task), near)
                 found.setdefault((task, design), []).append((converged_at(*how) or np.inf, still_improving(*how)))
         rows = [(*pair, np.median(cells, axis=0)[0], np.mean(cells, axis=0)[1]) for pair, cells in found.items()]
         frame = pd.DataFrame(rows, columns=["task", "design", "converged_at", "improving"])
         return frame.replace({"converged_at": {np.inf: np.nan}})
+
+    @cached_property
+    def improving(self) -> set[tuple[str, str]]:
+        """The (task, design) of which most cells were still improving when training ended."""
+        frame = self.convergence[self.convergence["improving"] > 0.5]
+        return set(zip(frame["task"], frame["design"], strict=True))
 
     @cached_property
     def margins(self) -> dict[str, float]:
@@ -180,16 +189,6 @@ class Result:
         """Where the trained weights of the first seed are kept, if they are."""
         keys = (c.key for c in self.study.cells if c.task == task and c.design == design and c.seed == 0)
         return weights_path(self.folder, next(keys, "none"))
-
-    def answer(self) -> list[str]:
-        """The study's question, then its answer in plain words, drawn from the numbers alone."""
-        return answer(self.study, self.comparisons, self.missing, self.improvement)
-
-    def _repr_html_(self) -> str:
-        from querykey.study.report import as_html
-
-        page = as_html(self).replace("&", "&amp;").replace('"', "&quot;")
-        return f'<iframe srcdoc="{page}" style="width:100%;height:48rem;border:0" title="querykey report"></iframe>'
 
     @cached_property
     def _family(self) -> dict[tuple[str, str], Arms]:

@@ -1,113 +1,111 @@
-"""The tables of a report, as rows of words for any page or terminal."""
+"""The tables of a study as `Table` values, for the terminal and the page alike."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from math import isfinite, isnan
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from querykey.design import Design
+from querykey.report.numbers import MISSING, amount, mean_and_sd, number, percent, probability, ratio, signed
+from querykey.report.table import Cell, Column, Style, Table
+from querykey.report.words import Words
 from querykey.stats.statistics import mean_sd, minimum_seeds
 from querykey.stats.verdict import Comparison, Verdict
-from querykey.study.answer import unlearned
 from querykey.study.ceilings import ceiling
 from querykey.study.claims import Found, Judgement
-from querykey.study.matching import cost
+from querykey.study.conclusions import Conclusion, conclude, so_far
+from querykey.study.notes import mismatch
 from querykey.study.result import Result
-from querykey.tasks import Relation
+from querykey.tasks import Ceiling, Relation
 
-NOTHING = "–"
+STYLES: dict[Conclusion, Style] = {"better": "good", "worse": "bad", "cannot tell": "muted", "undertrained": "muted"}
+COSTS = ("cache_bytes", "parameters", "flops")
 
 
-class Row(NamedTuple):
-    """A design on a task. What is compared is empty for the baseline, `kind` is better, worse, same or open."""
+class Tile(NamedTuple):
+    """A design on a task at a glance: the conclusion ("" for the baseline), the score, the difference and its unit."""
 
-    design: str
+    conclusion: Conclusion | str
     score: str
-    difference: str = ""
-    interval: str = ""
-    p_t: str = ""
-    p_flip: str = ""
-    verdict: str = "the baseline"
-    kind: str = ""
-
-
-class Amount(NamedTuple):
-    """A cost, and its ratio to that of the baseline, NaN where that is not known."""
-
-    number: str
-    ratio: float
-
-    @property
-    def times(self) -> str:
-        """`0.75×`."""
-        return "" if isnan(self.ratio) else f"{self.ratio:.2f}×"
-
-
-class Cost(NamedTuple):
-    """What the attention of a design costs."""
-
-    design: str
-    parameters: Amount
-    flops: Amount
-    cache: Amount
+    difference: str
 
 
 class Choice(NamedTuple):
-    """How often the highest weight of a design's one head lies right, and how often it can at most, with the reason."""
+    """How often the highest weight of a design's one head lies right, and how often it can at most."""
 
     design: str
-    right: str
-    ceiling: str
-    reason: str
+    right: tuple[str, str]
+    ceiling: Ceiling
 
 
-class Evidence(NamedTuple):
-    """What was found of one prediction on one task; `kind` is met, against or open."""
-
-    task: str
-    design: str
-    expected: str
-    finding: str
-    difference: str
-    reversal: str
-    kind: str
-
-
-class ClaimRow(NamedTuple):
-    """A claim with its verdict and what it rests on; `kind` is holds, mixed, fails or open."""
-
-    name: str
-    says: str
-    verdict: str
-    kind: str
-    evidence: list[Evidence]
-
-
-def task_title(result: Result, task: str) -> str:
-    """`cycle: accuracy, 6 seeds (chance 0.125, best 1, margin 0.01)`."""
-    facts = result.study.tasks[task]
-    levels = [f"chance {facts['chance']:.3g}", f"best {facts['best']:.3g}"]
-    levels += [f"margin {result.margins[task]:.3g}"] if len(result.study.designs) > 1 else []
-    lower = "," if result.higher_is_better(task) else ", lower is better,"
-    seeds = "1 seed" if result.study.seeds == 1 else f"{result.study.seeds} seeds"
-    return f"{task}: {facts['metric']}{lower} {seeds} ({', '.join(levels)})"
-
-
-def task_rows(result: Result, task: str) -> list[Row]:
-    """One row per design, the baseline first."""
+def tiles(result: Result) -> dict[str, dict[str, Tile]]:
+    """By design, by task: what is concluded. A design that is not tried on a task lacks it."""
+    compared = {(c.design, c.task): c for c in result.comparisons}
     baseline = result.study.designs[0]
-    scores = np.array([*result.scores(task, baseline).values()], dtype=float)
-    compared = [_row(c, result.words[task, c.design]) for c in result.comparisons if c.task == task]
-    return [Row(baseline, mean_and_sd(*mean_sd(scores[np.isfinite(scores)]))), *compared]
+    found: dict[str, dict[str, Tile]] = {baseline: {}}
+    for task in result.study.tasks:
+        found[baseline][task] = Tile("", _scored(result, task, baseline)[0], "")
+        for design in result.study.designs_of(task)[1:]:
+            c = compared[design, task]
+            difference = signed(c.difference.mean)
+            found.setdefault(design, {})[task] = Tile(conclude(result, c), number(c.design_mean, 3), difference)
+    return {design: found[design] for design in result.study.designs if design in found}
 
 
-def overview(result: Result) -> list[tuple[str, list[Row | None]]]:
-    """By design, the row of each task, None where it is not tried: for a table of designs by tasks."""
-    rows = {(task, row.design): row for task in result.study.tasks for row in task_rows(result, task)}
-    return [(design, [rows.get((task, design)) for task in result.study.tasks]) for design in result.study.designs]
+def overview(result: Result, say: Words) -> Table:
+    """Designs × tasks in words, and what the attention of each design costs."""
+    costs = {row["design"]: row for row in result.largest_costs}
+    columns = [Column(say("design"), "left", wrap=True)]
+    columns += [Column(task, "left") for task in result.study.tasks]
+    columns += [Column(say(f"short.{name}"), rank=n) for n, name in enumerate(COSTS)] * bool(costs)
+    rows: list[list[Cell | str]] = []
+    for design, mine in tiles(result).items():
+        cells = [_tile_cell(mine.get(task), say) for task in result.study.tasks]
+        shares = [ratio(costs[design][f"{name}_ratio"]) if design in costs else "" for name in COSTS]
+        rows.append([Cell(design, style="code"), *cells, *shares * bool(costs)])
+    return Table(columns, rows)
+
+
+def task_title(result: Result, task: str, say: Words) -> str:
+    """`cycle: accuracy, higher is better, 6 seeds (chance 0.125, best 1, margin 0.01)`."""
+    facts = result.study.tasks[task]
+    levels = [say("chance-level", value=f"{facts['chance']:.3g}"), say("best-level", value=f"{facts['best']:.3g}")]
+    levels += [say("margin-level", value=f"{result.margins[task]:.3g}")] * (len(result.study.designs) > 1)
+    better = say("higher" if result.higher_is_better(task) else "lower")
+    metric = say(f"metric.{facts['metric']}")
+    return say(
+        "task-title",
+        task=task,
+        metric=metric,
+        better=better,
+        seeds=result.study.seeds,
+        levels=say("comma").join(levels),
+    )
+
+
+def task_table(result: Result, task: str, say: Words) -> Table:
+    """One row per design, the baseline first."""
+    columns = (
+        Column(say("design"), "left", wrap=True),
+        Column(say("mean"), detail="± sd"),
+        Column(say("difference"), detail=say("interval", percent=confidence(result))),
+        Column("p (Holm)", detail=say("p-flip")),
+        Column(say("verdict"), "left", wrap=True),
+    )
+    baseline = result.study.designs[0]
+    first: list[Cell | str] = [
+        Cell(baseline, style="code"),
+        Cell(*_scored(result, task, baseline)),
+        "",
+        "",
+        say("the-baseline"),
+    ]
+    compared = [_compared(result, c, say) for c in result.comparisons if c.task == task]
+    return Table(columns, [first, *compared], caption=task_title(result, task, say))
 
 
 def choice_rows(result: Result, task: str) -> list[Choice]:
@@ -116,189 +114,173 @@ def choice_rows(result: Result, task: str) -> list[Choice]:
         return []
     relation = Relation(**result.options(task))
     rows = []
-    for design, setting in result.configs(task).items():
-        bound = ceiling(relation, Design.parse(design), setting)
+    for design, config in result.configs(task).items():
+        bound = ceiling(relation, Design.parse(design), config)
         if bound is not None:
             shares = np.array([*result.scores(task, design, "argmax").values()])
-            rows.append(Choice(design, mean_and_sd(*mean_sd(shares)), str(bound.fraction), bound.reason))
+            rows.append(Choice(design, mean_and_sd(*mean_sd(shares)), bound))
     return rows
 
 
-def claim_rows(result: Result) -> list[ClaimRow]:
-    """One row per claim of the plan, with what was found of each prediction."""
-    return [_claim(judgement) for judgement in result.judgements]
+def choice_table(result: Result, task: str, say: Words) -> Table | None:
+    """How often the highest attention weight lies right, beside what is possible; None where this is not known."""
+    rows = choice_rows(result, task)
+    columns = (
+        Column(say("design"), "left", wrap=True),
+        Column(say("mean"), detail="± sd"),
+        Column(say("at-most")),
+        Column(say("because"), "left", wrap=True),
+    )
+    cells: list[list[Cell | str]] = [
+        [Cell(row.design, style="code"), Cell(*row.right), str(row.ceiling.fraction), row.ceiling.reason]
+        for row in rows
+    ]
+    return Table(columns, cells, caption=say("choices", task=task)) if rows else None
 
 
-def cost_title(result: Result) -> str | None:
+def claim_table(result: Result, judgement: Judgement, say: Words) -> Table:
+    """What was found of each prediction of a claim."""
+    columns = (
+        Column(say("task"), "left"),
+        Column(say("design"), "left", wrap=True),
+        Column(say("predicted"), "left"),
+        Column(say("found"), "left"),
+        Column(say("difference"), detail=say("interval", percent=confidence(result))),
+        Column(say("reversal")),
+    )
+    return Table(columns, [_evidence(found, say) for found in judgement.found])
+
+
+def claim_verdict(judgement: Judgement, say: Words) -> str:
+    """What a claim comes to; in English with the tasks that it rests on."""
+    return judgement.verdict if say.language == "en" else say(f"claim.{judgement.kind}")
+
+
+def confidence(result: Result) -> str:
+    """`95 %`: the confidence of the intervals that are printed."""
+    return f"{100 * result.rule.confidence:g} %"
+
+
+def cost_title(result: Result, say: Words) -> str | None:
     """Of which model the costs are; None as long as there is no cell."""
-    task = _largest(result)
-    if task is None:
+    rows = result.largest_costs
+    if not rows:
         return None
-    setting = next(iter(result.configs(task).values()))
-    sizes = f"{_plural(setting.layers, 'layer')}, dim {setting.dim}, {_plural(setting.heads, 'head')}"
-    sizes += f" of {setting.head_dim}" if setting.head_dim else ""
-    return f"Cost of attention in the model of {task}: {sizes}, {result.study.tasks[task]['length']} positions"
+    task = rows[0]["task"]
+    config = next(iter(result.configs(task).values()))
+    size = say("of-size", size=config.head_dim) if config.head_dim else ""
+    sizes = {"layers": config.layers, "dim": config.dim, "heads": config.heads, "size": size}
+    return say("cost-title", task=task, length=result.study.tasks[task]["length"], **sizes)
 
 
-def cost_rows(result: Result, task: str | None = None) -> list[Cost]:
-    """One row per design, for a task; where none is given, for the one whose model is the largest."""
-    costs = result.costs[result.costs["task"] == (task or _largest(result))]
+def cost_table(result: Result, say: Words) -> Table | None:
+    """Parameters, FLOPs and cache of each design's attention, in the largest model of the study."""
+    title = cost_title(result, say)
+    names = ("parameters", "flops", "cache_bytes")
+    columns = [Column(say("design"), "left", wrap=True), *(Column(say(f"cost.{name}")) for name in names)]
+    rows = [
+        [Cell(row["design"], style="code")]
+        + [Cell(amount(row[name]), ratio(row[f"{name}_ratio"]), value=float(row[name])) for name in names]
+        for row in result.largest_costs
+    ]
+    return Table(columns, rows, caption=title) if title else None
+
+
+def matching_table(result: Result, say: Words) -> Table | None:
+    """Parameters and FLOPs of all blocks against the baseline's; None for one design."""
+    found = {task: mismatch(result, task) for task in result.study.tasks}
+    designs = [design for design in result.study.designs if any(design in mine for mine in found.values())]
+    if len(designs) < 2:
+        return None
+    rows = [
+        [Cell(design, style="code")]
+        + ["{:.2f}× / {:.2f}×".format(*mine[design]) if design in mine else MISSING for mine in found.values()]
+        for design in designs
+    ]
+    rule = say(f"match.{result.study.match}")
+    caption = say("matching", rule=rule, baseline=result.study.designs[0])
+    return Table([Column(say("design"), "left", wrap=True), *map(Column, found)], rows, caption=caption)
+
+
+def config_table(result: Result, say: Words) -> Table | None:
+    """The sizes of the models and their training, by task; None as long as there is no cell."""
+    found = {task: [asdict(one) for one in result.configs(task).values()] for task in result.study.tasks}
+    found = {task: configs for task, configs in found.items() if configs}
+    if not found:
+        return None
+    names = next(iter(found.values()))[0]
+    rows = [
+        [name.replace("_", " "), *(_each_word(one[name] for one in configs) for configs in found.values())]
+        for name in names
+    ]
+    return Table([Column(say("option"), "left"), *map(Column, found)], rows, caption=say("configs"))
+
+
+def _scored(result: Result, task: str, design: str) -> tuple[str, str]:
+    scores = np.array([*result.scores(task, design).values()], dtype=float)
+    return mean_and_sd(*mean_sd(scores[np.isfinite(scores)]))
+
+
+def _tile_cell(tile: Tile | None, say: Words) -> Cell:
+    if tile is None:
+        return Cell("")
+    if not tile.conclusion:
+        return Cell(tile.score, style="muted")
+    return Cell(say(f"word.{tile.conclusion}"), tile.difference, _style(tile.conclusion))
+
+
+def _style(word: str) -> Style:
+    return next((style for conclusion, style in STYLES.items() if conclusion == word), "")
+
+
+def _compared(result: Result, c: Comparison, say: Words) -> list[Cell]:
+    d = c.difference
+    word = conclude(result, c)
+    verdict = Cell(say(f"word.{word}"), _reason(c, word, say), _style(word))
     return [
-        Cost(row["design"], *(_amount(row, name) for name in ("parameters", "flops", "cache_bytes")))
-        for row in costs.to_dict("records")
+        Cell(c.design, style="code"),
+        Cell(*mean_and_sd(c.design_mean, c.design_sd)),
+        _difference(c),
+        Cell(probability(c.p_holm), probability(d.p_flip), value=c.p_holm) if d.n > 1 else Cell(MISSING),
+        verdict,
     ]
 
 
-def mismatch(result: Result, task: str) -> dict[str, tuple[float, float]]:
-    """By design, parameters and FLOPs of all blocks, attention and MLP, over those of the baseline."""
-    settings, length = result.configs(task), result.study.tasks[task]["length"]
-    costs = {
-        design: [cost(setting, Design.parse(design), rule, length) for rule in ("parameters", "flops")]
-        for design, setting in settings.items()
-    }
-    base = costs.get(result.study.designs[0])
-    return {design: (own[0] / base[0], own[1] / base[1]) for design, own in costs.items()} if base else {}
-
-
-def notes(result: Result) -> list[str]:
-    """What has to be known beside the tables, in a sentence each."""
-    about = (_on_missing, _on_chance, _on_diverged, _on_seeds, _on_matching, _on_rates, _on_length)
-    return [note for notes_of in about for note in notes_of(result)]
-
-
-def _on_missing(result: Result) -> Iterator[str]:
-    total = len(result.study.cells)
-    if result.missing:
-        yield f"{total - result.missing} of {total} cells are there; run the same command again for the rest."
-
-
-def _on_chance(result: Result) -> Iterator[str]:
-    baseline = result.study.designs[0]
-    for task, mean in unlearned(result.study, result.comparisons).items():
-        chance = result.study.tasks[task]["chance"]
-        yield (
-            f"On {task} the baseline {baseline} itself learned nothing ({mean:.3f}, where chance is {chance:.3f}), "
-            "so no comparison there says anything; train for longer, or at another rate."
-        )
-
-
-def _on_diverged(result: Result) -> Iterator[str]:
-    rows = result.diverged[["design", "task", "seed"]].to_dict("records")
-    cells = [f"{row['design']} on {row['task']}, seed {row['seed']}" for row in rows]
-    if cells:
-        named = cells if len(cells) <= 6 else [*cells[:5], f"{len(cells) - 5} more"]
-        yield f"Training diverged, and the pair is left out of the comparison: {'; '.join(named)}."
-
-
-def _on_seeds(result: Result) -> Iterator[str]:
-    enough = minimum_seeds(result.rule.alpha)
-    if any(c.verdict is Verdict.TOO_FEW for c in result.comparisons):
-        yield (
-            f"A verdict takes at least {enough} seeds; with fewer, all pairs can point the same way by chance."
-            + (
-                f" Run again with --seeds {enough}: cells that are there are kept."
-                if result.study.seeds < enough
-                else ""
-            )
-        )
-
-
-def _on_matching(result: Result) -> Iterator[str]:
-    rule = result.study.match
-    if rule != "width":
-        ratios = [pair[rule == "flops"] for task in result.study.tasks for pair in mismatch(result, task).values()]
-        off = max((abs(ratio - 1) for ratio in ratios), default=0.0)
-        yield f"Designs are matched in {'FLOPs' if rule == 'flops' else rule}, at most {off:.1%} off."
-
-
-def _on_rates(result: Result) -> Iterator[str]:
-    """The learning rates of a task whose designs have different ones: they were chosen."""
-    for task in result.study.tasks:
-        rates = {design: setting.lr for design, setting in result.configs(task).items()}
-        if len(set(rates.values())) > 1:
-            chosen = ", ".join(f"{design} {rate:g}" for design, rate in rates.items())
-            yield f"On {task} the learning rates chosen on validation are: {chosen}."
-
-
-def _on_length(result: Result) -> Iterator[str]:
-    """Comparisons whose better side was still getting better."""
-    frame = result.convergence[result.convergence["improving"] > 0.5]
-    improving = set(zip(frame["task"], frame["design"], strict=True))
-    for task in result.study.tasks:
-        ahead = {c.better for c in result.comparisons if c.task == task} - {None}
-        ahead = {design for design in ahead if (task, design) in improving}
-        if ahead:
-            named = " and ".join(design for design in result.study.designs if design in ahead)
-            still = "was still improving" if len(ahead) == 1 else "were still improving"
-            yield f"On {task}, {named} {still} when training ended: this says who is ahead, not who would win."
-
-
-def _row(c: Comparison, words: str) -> Row:
+def _difference(c: Comparison) -> Cell:
     d = c.difference
-    if not d.n:
-        return Row(c.design, NOTHING, NOTHING, NOTHING, NOTHING, NOTHING, "no finished pair", "open")
-    tested = d.n > 1
-    return Row(
-        c.design,
-        mean_and_sd(c.design_mean, c.design_sd),
-        signed(d.mean),
-        f"[{signed(d.t_low)}, {signed(d.t_high)}]" if isfinite(d.t_low) else NOTHING,
-        probability(c.p_holm) if tested else NOTHING,
-        probability(d.p_flip) if tested else NOTHING,
-        words,
-        _kind(c),
-    )
+    interval = f"[{signed(d.t_low)}, {signed(d.t_high)}]" if isfinite(d.t_low) else ""
+    return Cell(signed(d.mean), interval, value=None if isnan(d.mean) else d.mean)
 
 
-def _claim(judgement: Judgement) -> ClaimRow:
-    verdict = judgement.verdict
-    starts = {"holds only": "mixed", "holds": "holds", "does not": "fails"}
-    kind = next((kind for start, kind in starts.items() if verdict.startswith(start)), "open")
-    evidence = [_evidence(found) for found in judgement.found]
-    return ClaimRow(judgement.claim.name, judgement.claim.says, verdict, kind, evidence)
+def _reason(c: Comparison, word: Conclusion, say: Words) -> str:
+    """What stands beside a conclusion."""
+    if not c.difference.n:
+        return say("reason.no-pair")
+    if c.verdict is Verdict.TOO_FEW:
+        return say("reason.few", needed=minimum_seeds(c.rule.alpha))
+    if word == "undertrained":
+        return say(f"reason.{so_far(c)}-so-far") if c.better and not c.within_margin else ""
+    if word == "cannot tell":
+        enough = c.sufficient_seeds
+        return say("reason.seeds", seeds=enough) if enough else say("reason.many-seeds")
+    clear = word == "no different" and c.better is not None
+    return say(f"reason.{so_far(c)}-within") if clear else ""
 
 
-def _evidence(found: Found) -> Evidence:
-    row = _row(found.comparison, "") if found.comparison else None
-    difference = f"{row.difference} {row.interval}" if row else NOTHING
-    reversal = NOTHING if isnan(found.reversal) else f"{100 * found.reversal:.1f} %"
-    kind = "open" if found.finding in ("cannot tell", "not tested") else "met" if found.met else "against"
-    return Evidence(found.task, found.design, found.expected, found.finding, difference, reversal, kind)
+def _evidence(found: Found, say: Words) -> list[Cell | str]:
+    style: Style = "" if found.finding in ("cannot tell", "not tested") else "good" if found.met else "bad"
+    c = found.comparison
+    return [
+        found.task,
+        Cell(found.design, style="code"),
+        say(f"word.{found.expected}"),
+        Cell(say(f"word.{found.finding}"), style=style or "muted"),
+        _difference(c) if c else MISSING,
+        MISSING if isnan(found.reversal) else percent(found.reversal, 1),
+    ]
 
 
-def _kind(c: Comparison) -> str:
-    if not c.decided:
-        return "open"
-    return "same" if c.better is None else "better" if c.better == c.design else "worse"
-
-
-def mean_and_sd(mean: float, sd: float) -> str:
-    """`0.296 ± 0.216`; without the second where there is but one value."""
-    if isnan(mean):
-        return NOTHING
-    return f"{mean:.3f}" if isnan(sd) else f"{mean:.3f} ± {sd:.3f}"
-
-
-def signed(x: float) -> str:
-    """`+0.123`, `−0.123`, and `0.000` for what rounds to it."""
-    return f"{x:+.3f}".replace("-", "−") if abs(x) >= 0.0005 else "0.000"
-
-
-def probability(p: float) -> str:
-    """Two digits, and `<0.0001` below that."""
-    return "<0.0001" if p < 1e-4 else f"{p:.2g}"
-
-
-def _largest(result: Result) -> str | None:
-    """The task whose models have the most parameters in their attention, of equals the one with more FLOPs."""
-    costs = result.costs.sort_values(["parameters", "flops"], kind="stable")
-    return str(costs["task"].iloc[-1]) if len(costs) else None
-
-
-def _amount(row: Mapping[Any, Any], name: str) -> Amount:
-    number = row[name]
-    return Amount(f"{number / 1e6:,.3f} M" if number >= 1e7 else f"{number:,}", row[f"{name}_ratio"])
-
-
-def _plural(count: int, what: str) -> str:
-    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+def _each_word(values: Iterable[Any]) -> str:
+    """One value, or several where designs that are matched have different ones."""
+    words: Iterator[str] = ("default" if x is None else f"{x:.4g}" if isinstance(x, float) else str(x) for x in values)
+    return ", ".join(dict.fromkeys(words))

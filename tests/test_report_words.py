@@ -1,0 +1,206 @@
+"""The sentences of a report say no more than its numbers, in English and in Chinese."""
+
+import re
+import string
+import tomllib
+from importlib.resources import files
+
+import pytest
+
+import studied
+from querykey.design import Design
+from querykey.report.words import Words
+from querykey.study import notes
+from querykey.study.answer import in_words
+from querykey.study.conclusions import conclude
+from querykey.study.plan import TaskChoice
+from studied import CONFIG, keep, near, printed
+
+SAY = Words("study")
+
+
+@pytest.fixture(scope="module")
+def ladder(tmp_path_factory):
+    return studied.ladder(tmp_path_factory.mktemp("ladder"))
+
+
+def found(result):
+    """What is concluded, by task and design."""
+    return {(c.task, c.design): conclude(result, c) for c in result.comparisons}
+
+
+# What is concluded
+
+
+def test_where_the_baseline_learned_nothing_nothing_is_said(tmp_path):
+    chance = {"q,k,v": near(0.127), "q=k,v": near(0.128)[::-1]}
+    result = keep(tmp_path / "all", chance)
+    assert result.answer()[0] == "Nothing was learned: q,k,v itself is at chance on cycle. Train for longer."
+    learned = {("swap", "q,k,v"): near(0.9), ("swap", "q=k,v"): near(0.3)}
+    scores = {("cycle", design): some for design, some in chance.items()} | learned
+    result = keep(tmp_path / "one", scores, tasks=("cycle", "swap"))
+    assert result.answer()[0].startswith("Queries and keys needed different weights on 1 of 2 tasks (swap)")
+    assert found(result) == {("cycle", "q=k,v"): "undertrained", ("swap", "q=k,v"): "worse"}
+    (first, advice) = notes.advice(result, SAY)
+    assert "itself learned nothing (0.127, where chance is 0.125)" in first
+    assert "--tasks cycle --steps 6" in advice  # three times as many
+
+
+def test_no_difference_is_not_concluded_while_either_curve_improves(tmp_path):
+    same = {"q,k,v": near(0.9), "q=k,v": near(0.9)[::-1]}
+    assert found(keep(tmp_path / "flat", same)) == {("cycle", "q=k,v"): "no different"}
+    result = keep(tmp_path / "rising", same, rising=True)
+    assert result.comparisons[0].verdict == "no difference within the margin"
+    assert found(result) == {("cycle", "q=k,v"): "undertrained"}
+    assert "On cycle training ended too early to tell" in result.answer()[0]
+    assert "undertrained" in printed(result)
+
+
+def test_a_lead_is_not_concluded_while_its_own_curve_improves(tmp_path):
+    result = keep(tmp_path, {"q,k,v": near(0.9), "q=k,v": near(0.3)}, rising=True)
+    assert result.comparisons[0].better == "q,k,v"
+    assert found(result) == {("cycle", "q=k,v"): "undertrained"}
+    flat = " ".join(printed(result).split())
+    assert "worse so far" in flat
+    assert "On cycle, curves were still improving when training ended (q,k,v): this says who is ahead" in flat
+
+
+def test_slow_curves_count_against_the_metric_and_not_the_noise_of_seeds(tmp_path):
+    noisy = {"q,k,v": near(0.7, spread=0.15), "q=k,v": near(0.72, spread=0.15)}
+    result = keep(tmp_path / "noisy", noisy, rising=True, evaluations=20)  # rises by 0.14 over the last fifth
+    assert result.margins["cycle"] > 0.1
+    assert ("cycle", "q,k,v") in result.improving
+    declared = TaskChoice("cycle", {}, CONFIG, margin=0.5)
+    assert not keep(tmp_path / "declared", noisy, tasks=(declared,), rising=True).improving
+
+
+def test_too_few_seeds_never_sound_like_no_difference(tmp_path):
+    result = keep(tmp_path, {"q,k,v": [0.8, 1.0], "q=k,v": [0.4, 0.2]})
+    answer, _, about = result.answer()
+    assert "cannot tell" in answer
+    assert "takes 6 seeds" in answer
+    assert about == "q=k,v: cannot tell on cycle (0.300 against 0.900)."
+    assert "Run again with --seeds 6" in printed(result, 200)
+
+
+def test_noise_never_sounds_like_no_difference(tmp_path):
+    noisy = [0.9, 0.4, 0.8, 0.2, 0.95, 0.5]
+    result = keep(tmp_path, {"q,k,v": near(0.7), "q=k,v": noisy})
+    assert found(result) == {("cycle", "q=k,v"): "cannot tell"}
+    assert "On cycle the differences are not clear enough" in result.answer()[0]
+
+
+def test_worse_by_less_than_the_margin_is_no_difference(tmp_path):
+    task = TaskChoice("cycle", {}, CONFIG, margin=0.1)
+    result = keep(tmp_path, {"q,k,v": near(0.9), "q=k,v": near(0.88)}, tasks=(task,))
+    answer, _, about = result.answer()
+    assert "did not need different weights on the task" in answer
+    assert about == "q=k,v: worse, but by less than the margin, on cycle (0.880 against 0.900)."
+    assert found(result) == {("cycle", "q=k,v"): "no different"}
+
+
+# The question that was asked
+
+
+def test_a_worse_shared_matrix_its_remedy_and_its_saving_are_said(ladder):
+    question, answer, saving, *about = ladder.answer()
+    assert question == "Do they?"
+    assert answer.startswith("Queries and keys needed different weights on all 2 tasks (cycle and swap): ")
+    assert "q=k,v is worse there." in answer
+    assert answer.endswith("with q=k,v+core=full nothing is lost beyond the margin.")
+    assert "keeps 1.00× the cache, has 0.75× the parameters" in saving
+    assert about[0] == (
+        "q=k,v: worse on cycle (0.300 against 0.900) and swap (0.300 against 0.900). "
+        "Over these tasks, a run of it beats one of q,k,v with probability 0.00."
+    )
+    assert about[1].startswith("q=k,v+core=full: no difference beyond the margin on cycle (0.900 against 0.900) and")
+
+
+def test_where_keys_and_values_were_asked_for_these_are_answered(tmp_path):
+    result = keep(tmp_path, {"q,k,v": near(0.9), "q,k=v": near(0.9)[::-1]})
+    answer, saving, _ = result.answer()
+    assert answer.startswith("Keys and values did not need different weights on the task: ")
+    assert "q,k=v keeps 0.50× the cache" in saving
+
+
+def test_a_remedy_for_some_of_the_tasks_is_said_for_those(tmp_path):
+    scores = {"q,k,v": near(0.9), "q=k,v": near(0.3), ("swap", "q=k,v+selfmask"): near(0.9)[::-1]}
+    scores |= {("cycle", "q=k,v+selfmask"): near(0.3), "q=k=v": near(0.3)}
+    answer = keep(tmp_path, scores, tasks=("cycle", "swap")).answer()[0]
+    assert answer.endswith("with q=k,v+selfmask nothing is lost beyond the margin on swap.")
+
+
+def test_a_mixture_says_each_part(tmp_path):
+    scores = {"q,k,v": near(0.9), ("cycle", "q=k,v"): near(0.3), ("swap", "q=k,v"): near(0.9)[::-1]}
+    scores |= {("shift", "q=k,v"): [0.9, 0.4, 0.8, 0.2, 0.95, 0.5]}
+    answer = keep(tmp_path, scores, tasks=("cycle", "swap", "shift")).answer()[0]
+    assert "on 1 of 3 tasks (cycle)" in answer
+    assert "On swap, q=k,v is not worse by more than the margin. On shift the differences are not clear" in answer
+    assert "remedy" not in answer
+
+
+def test_no_harm_is_said_only_when_shown(tmp_path):
+    answer = keep(tmp_path, {"q,k,v": near(0.9), "q=k,v": near(0.9)[::-1]}, tasks=("cycle", "swap")).answer()[0]
+    assert answer.startswith("Queries and keys did not need different weights on any of the 2 tasks: ")
+
+
+@pytest.mark.parametrize(
+    "designs", [("q=k,v", "q,k,v"), ("q=k,v", "q=k=v"), ("q,k,v", "q=k,v+cosine"), ("q,k,v", "q=k=x,v")]
+)
+def test_other_comparisons_do_not_claim_to_answer_for_shared_roles(tmp_path, designs):
+    result = keep(tmp_path, {designs[0]: near(0.9), designs[1]: near(0.3)})
+    assert result.answer() == [f"{designs[1]}: worse on cycle (0.300 against 0.900)."]
+
+
+def test_lower_is_better_in_bits(tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_bytes(bytes(range(256)) * 40)
+    task = TaskChoice("text", {"paths": [str(text)], "length": 16}, CONFIG)
+    result = keep(tmp_path / "run", {"q,k,v": near(2.8), "q=k,v": near(2.9), "q,k=v": near(2.7)}, tasks=(task,))
+    assert result.answer()[2] == "q=k,v: worse on text (2.900 against 2.800 bits per byte)."
+    assert result.answer()[3] == "q,k=v: better on text (2.700 against 2.800 bits per byte)."
+    assert "bits per byte, lower is better" in printed(result)
+
+
+# Words
+
+
+@pytest.mark.parametrize(
+    ("design", "words"),
+    [
+        ("q,k,v", "a matrix each for queries, keys and values"),
+        (
+            "q=k,v+core=signed",
+            "one matrix for queries and keys; a diagonal k × k matrix per head makes the queries out",
+        ),
+        ("q=k=x,v+selfmask", "queries and keys are the input itself; no position attends to itself"),
+        ("q,k=v+cosine+qknorm", "one matrix for keys and values; cosine similarity; normalised queries and keys"),
+        ("q,k,v+qk_dim=4+kv_heads=2", "queries and keys of size 4; 2 key and value heads"),
+        ("q,k,v+qkscale=0.25", "initial queries and keys × 0.25"),
+    ],
+)
+def test_designs_in_words(design, words):
+    assert words in in_words(Design.parse(design), SAY)
+
+
+def test_both_languages_fill_in_the_same_places():
+    for room in ("study",):
+        catalogue = tomllib.loads(files(f"querykey.{room}").joinpath("words.toml").read_text("utf-8"))
+        for key, said in catalogue.items():
+            assert said.keys() == {"en", "zh"}, key
+            places = [{name for _, name, *_ in string.Formatter().parse(text) if name} for text in said.values()]
+            assert places[0] == places[1], key
+
+
+def test_the_answer_in_chinese(ladder):
+    _, answer, *_ = ladder.answer("zh")
+    assert "查询和键在全部 2 个任务（cycle 和 swap）上需要不同的权重" in answer
+    text = printed(ladder.terminal("zh"))
+    assert "更差" in text
+    assert not re.search(r"\b(worse|task|design|mean)\b", text)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_an_unknown_language_is_refused():
+    with pytest.raises(ValueError, match="the language is 'fr', expected one of en, zh"):
+        Words("study", "fr")
