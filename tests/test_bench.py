@@ -5,6 +5,7 @@ import dataclasses
 import inspect
 import io
 import json
+import re
 import sys
 import xml.etree.ElementTree as ElementTree
 

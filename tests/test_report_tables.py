@@ -152,7 +152,7 @@ def test_tables_fit_the_terminal_and_are_plain_when_piped(ladder, width):
     assert max(map(len, text.splitlines())) <= width
     assert "\x1b" not in text
     flat = re.sub(r"\s+", " ", text)
-    assert "cycle: accuracy, higher is better, seeds 6 (chance 0.125, best 1, margin 0.01)" in flat
+    assert "cycle: accuracy, higher is better, seeds 6 (chance 0.125, best 1, margin 0.02)" in flat
     for shown in ("0.300", "± 0.009", "−0.600", "[−0.60", "worse", "no different", "0.031", "0.75×", "95 % interval"):
         assert shown in flat, shown
     question, answer, saving, *_ = ladder.answer()

@@ -1,8 +1,8 @@
 """What is concluded of each comparison, in one of five words that every report uses.
 
 A verdict of the statistics holds for models as they were when training ended. It is replaced by "undertrained" where
-the baseline learned nothing, or where a curve that matters was still improving: that of the better design, or one of
-the two where neither is shown to be better.
+the baseline is at chance or does worse than counting trigrams, or where a curve that matters was still improving: that
+of the better design, or one of the two where neither is shown to be better.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from querykey.study.result import Result
 
 Conclusion = Literal["better", "worse", "no different", "cannot tell", "undertrained"]
 
+COUNTED = "trigram"  # the n-gram model that a text model must beat
 LEARNED = 0.05  # of the way from chance to the best score: a baseline below it has learned nothing
 
 
@@ -21,7 +22,7 @@ def conclude(result: Result, c: Comparison) -> Conclusion:
     """The word for a design on a task."""
     if not c.difference.n or c.verdict is Verdict.TOO_FEW:
         return "cannot tell"
-    if c.task in unlearned(result) or improving(result, c):
+    if c.task in unlearned(result) or c.task in below_counting(result) or improving(result, c):
         return "undertrained"
     if c.verdict is Verdict.UNDECIDED:
         return "cannot tell"
@@ -37,6 +38,16 @@ def improving(result: Result, c: Comparison) -> list[str]:
     """The designs of a comparison whose curves were still improving and could turn it, the baseline first."""
     ahead = (c.baseline, c.design) if c.better is None else (c.better,)
     return [design for design in ahead if (c.task, design) in result.improving]
+
+
+def below_counting(result: Result) -> dict[str, tuple[float, float]]:
+    """The tasks on which the baseline does worse than counting trigrams, with both scores."""
+    found = {}
+    for c in result.comparisons:
+        level = result.study.tasks[c.task].get("yardsticks", {}).get(COUNTED)
+        if level is not None and c.difference.n and (c.baseline_mean < level) == c.higher_is_better:
+            found[c.task] = (c.baseline_mean, level)
+    return found
 
 
 def unlearned(result: Result) -> dict[str, float]:

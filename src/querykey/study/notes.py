@@ -8,7 +8,7 @@ from querykey.design import Design
 from querykey.report.words import Words
 from querykey.stats.statistics import minimum_seeds
 from querykey.stats.verdict import Verdict
-from querykey.study.conclusions import improving, unlearned
+from querykey.study.conclusions import below_counting, improving, unlearned
 from querykey.study.matching import cost
 from querykey.study.result import Result
 
@@ -52,17 +52,23 @@ def _on_training(result: Result, say: Words) -> Iterator[str]:
     for task, mean in nothing.items():
         chance, baseline = result.study.tasks[task]["chance"], result.study.designs[0]
         yield say("unlearned", task=task, baseline=baseline, mean=f"{mean:.3f}", chance=f"{chance:.3f}")
-    early: dict[str, set[str]] = {}
-    for c in result.comparisons:
-        early.setdefault(c.task, set()).update(improving(result, c) if c.difference.n else ())
-    early = {task: designs for task, designs in early.items() if designs and task not in nothing}
-    for task, designs in early.items():
-        named = [design for design in result.study.designs if design in designs]
-        yield say("improving", task=task, designs=say.join(named))
-    steps = [config.steps for task in (*nothing, *early) for config in result.configs(task).values()]
+    counted = {task: found for task, found in below_counting(result).items() if task not in nothing}
+    for task, (mean, level) in counted.items():
+        baseline = result.study.designs[0]
+        yield say("below-counting", task=task, baseline=baseline, mean=f"{mean:.3f}", level=f"{level:.3f}")
+    early = [task for task in result.study.tasks if task not in nothing and _improving(result, task)]
+    for task in early:
+        yield say("improving", task=task, designs=say.join(_improving(result, task)))
+    tasks = list(dict.fromkeys([*nothing, *counted, *early]))
+    steps = [config.steps for task in tasks for config in result.configs(task).values()]
     if steps:
-        tasks = say.join([*nothing, *early])
-        yield say("advice-longer", tasks=tasks, steps=LONGER * max(steps), names=" ".join([*nothing, *early]))
+        yield say("advice-longer", tasks=say.join(tasks), steps=LONGER * max(steps), names=" ".join(tasks))
+
+
+def _improving(result: Result, task: str) -> list[str]:
+    """The designs whose curves were still improving and could turn a comparison."""
+    found = {d for c in result.comparisons if c.task == task and c.difference.n for d in improving(result, c)}
+    return [design for design in result.study.designs if design in found]
 
 
 def _on_diverged(result: Result, say: Words) -> Iterator[str]:

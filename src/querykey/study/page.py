@@ -129,7 +129,7 @@ def _curves(result: Result, task: str, looks: Looks, say: Words) -> str | None:
         _lines(result, points, "step", "validation", looks),
         x_label=say("axis.steps"),
         y_label=say("axis.validation", metric=say(f"metric.{facts['metric']}")),
-        levels={say("chance"): facts["chance"], say("best"): facts["best"]},
+        levels={say("chance"): facts["chance"], say("best"): facts["best"], **facts.get("yardsticks", {})},
     )
 
 
