@@ -1,0 +1,111 @@
+"""What a conversion costs on text: perplexity, divergence and agreement, paired window by window; and cache bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import exp, inf, sqrt
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from querykey.conversion.fit import Switch
+from querykey.conversion.texts import Text
+from querykey.extras import load
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Watch = Callable[[str, int, int], None]
+
+
+class Ratio(NamedTuple):
+    """A perplexity ratio with its 95 % interval over windows (t distribution, paired)."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class TextCost:
+    """One text: mean loss of each window in nats, before and after; mean KL divergence and top-1 agreement."""
+
+    name: str
+    tokens: int
+    before: tuple[float, ...]
+    after: tuple[float, ...]
+    divergence: float
+    agreement: float
+
+    @property
+    def perplexity(self) -> tuple[float, float]:
+        """Before and after."""
+        return exp(_mean(self.before)), exp(_mean(self.after))
+
+    @property
+    def ratio(self) -> Ratio:
+        """Perplexity after over before."""
+        return paired_ratio([a - b for a, b in zip(self.after, self.before, strict=True)])
+
+
+def paired_ratio(differences: Sequence[float]) -> Ratio:
+    """exp of the mean difference of losses, with its interval; without one where there is a single window."""
+    n, mean = len(differences), _mean(differences)
+    if n < 2:
+        return Ratio(exp(mean), 0.0, inf)
+    deviation = sqrt(sum((d - mean) ** 2 for d in differences) / (n - 1) / n)
+    t = float(load("scipy.stats", "convert").t.ppf(0.975, n - 1))
+    return Ratio(exp(mean), exp(mean - t * deviation), exp(mean + t * deviation))
+
+
+def overall(costs: Sequence[TextCost]) -> Ratio:
+    """The ratio over all windows of all texts."""
+    return paired_ratio([a - b for cost in costs for a, b in zip(cost.after, cost.before, strict=True)])
+
+
+def evaluate(switch: Switch, texts: Sequence[Text], watch: Watch = lambda what, done, total: None) -> list[TextCost]:
+    """Both models on the same windows."""
+    total, done, found = sum(len(text.windows) for text in texts), 0, []
+    for text in texts:
+        rows = []
+        for window in text.windows:
+            with switch.original():
+                before = log_probabilities(switch.model, window)
+            rows.append(_compared(before, log_probabilities(switch.model, window), window))
+            done += 1
+            watch("windows of evaluation text", done, total)
+        before_, after_, divergence, agreement = (tuple(column) for column in zip(*rows, strict=True))
+        found.append(TextCost(text.name, text.tokens, before_, after_, _mean(divergence), _mean(agreement)))
+    return found
+
+
+@torch.no_grad()
+def log_probabilities(model: PreTrainedModel, window: Int[Tensor, " length"]) -> Float[Tensor, "next vocabulary"]:
+    """Of each token after the first."""
+    logits = model(input_ids=window[None].to(model.device), use_cache=False).logits[0, :-1]
+    return logits.float().log_softmax(-1)
+
+
+def cache_bytes(model: PreTrainedModel, length: int = 16) -> float:
+    """Bytes per token that a real cache of this model holds, counted after `length` tokens; without windows' limits."""
+    cache = load("transformers", "convert").DynamicCache()
+    ids = torch.arange(length)[None] % model.config.get_text_config().vocab_size
+    with torch.no_grad():
+        model(input_ids=ids.to(model.device), past_key_values=cache, use_cache=True)
+    held = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values) if tensor is not None]
+    return sum(tensor.nbytes for tensor in held) / length
+
+
+def _compared(before: Tensor, after: Tensor, window: Tensor) -> tuple[float, float, float, float]:
+    """Loss before and after, KL(before ‖ after), and how often both find the same token likeliest."""
+    labels = window[1:, None].to(before.device)
+    losses = (-float(each.gather(-1, labels).mean()) for each in (before, after))
+    divergence = float((before.exp() * (before - after)).sum(-1).mean())
+    return (*losses, divergence, float((before.argmax(-1) == after.argmax(-1)).float().mean()))
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

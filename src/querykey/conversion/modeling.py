@@ -1,0 +1,277 @@
+"""Models of transformers in which projections of attention read one shared latent, and whose cache holds that latent.
+
+A layer of attention computes c = x B once, and makes the roles that share from it: k = c A_k and v = c A_v (and q where
+it shares), before the model's own normalisation and rotation. The cache of such a layer, any of transformers' caches,
+holds c in place of keys, and nothing in place of values. Keys and values of earlier tokens are made again on reading,
+by the model's own attention code, which is run on c up to the point where it asks its cache.
+
+This file needs torch and transformers only. A copy of it lies in folders saved as self-contained, as
+`modeling_querykey.py`; the `querykey` section of their config.json says which projections read the latent.
+"""
+
+from __future__ import annotations
+
+import inspect
+from functools import cache as memoized
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    Cache,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+
+MODEL_TYPE = "querykey"
+
+
+class Shared:
+    """What the modules of one attention layer have in common while it runs."""
+
+    def __init__(self, rotary: nn.Module | None, cached: bool) -> None:
+        self.rotary, self.cached = rotary, cached
+        self.latent: Tensor | None = None
+        self.reading = False  # whether keys and values of cached tokens are being made
+
+
+class FromLatent(nn.Linear):
+    """A projection of the latent; it is called with the layer's input, as the projection that it replaces."""
+
+    shared: Shared
+
+    def forward(self, input: Tensor) -> Tensor:
+        """`latent @ weightᵀ + bias`."""
+        assert self.shared.latent is not None
+        return super().forward(self.shared.latent)
+
+
+class AsLatent(nn.Module):
+    """The latent itself in place of a projection."""
+
+    shared: Shared
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The latent."""
+        assert self.shared.latent is not None
+        return self.shared.latent
+
+
+class Kept(nn.Linear):
+    """A projection of the layer's input that is not needed for keys and values: zeros while the cache is read."""
+
+    shared: Shared
+
+    def forward(self, input: Tensor) -> Tensor:
+        """`input @ weightᵀ + bias`."""
+        if self.shared.reading:
+            return input.new_zeros(1).expand(*input.shape[:-1], self.out_features)
+        return super().forward(input)
+
+
+class Mixed(nn.Module):
+    """A fused projection of which the rows in `runs`, pairs (start, stop), come from the latent."""
+
+    def __init__(self, dim: int, rank: int, size: int, runs: list[list[int]], bias: bool) -> None:
+        super().__init__()
+        latent = sum(stop - start for start, stop in runs)
+        self.kept, self.from_latent = Kept(dim, size - latent, bias), FromLatent(rank, latent, bias)
+        self.pieces = pieces(size, runs)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """All rows in the order of the projection that this one replaces."""
+        rows = self.kept(input), self.from_latent(input)
+        return torch.cat([rows[which].narrow(-1, start, length) for which, start, length in self.pieces], -1)
+
+
+def pieces(size: int, runs: list[list[int]]) -> list[tuple[int, int, int]]:
+    """Where the rows 0 … size are found in turn: (1 in the latent's rows or 0 in the others, first, how many)."""
+    found, at, taken = [], 0, [0, 0]
+    for start, stop in [*runs, [size, size]]:
+        for which, length in ((0, start - at), (1, stop - start)):
+            if length:
+                found.append((which, taken[which], length))
+                taken[which] += length
+        at = stop
+    return found
+
+
+class LatentAttention(nn.Module):
+    """Mixed in before the attention class of a model: makes the latent, and lets the cache hold it."""
+
+    shared: Shared
+    latent_name: str
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """As the attention of the model."""
+        shared = self.shared
+        shared.latent = getattr(self, self.latent_name)(hidden_states)
+        try:
+            if shared.cached:
+                shown = [LatentCache(self, one, args, kwargs) if isinstance(one, Cache) else one for one in args]
+                named = {
+                    name: LatentCache(self, one, args, kwargs) if isinstance(one, Cache) else one
+                    for name, one in kwargs.items()
+                }
+                return super().forward(hidden_states, *shown, **named)
+            return super().forward(hidden_states, *args, **kwargs)
+        finally:
+            shared.latent = None
+
+    def read(
+        self, latent: Tensor, positions: Tensor | None, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Tensor, Tensor]:
+        """Keys and values, (batch, heads, length, size) each, of tokens with this `latent` at these positions."""
+        shared, outer = self.shared, self.shared.latent
+        given = {name: Caught() if isinstance(one, Cache) else one for name, one in kwargs.items()}
+        if shared.rotary is not None and positions is not None:
+            given["position_embeddings"] = self._angles(latent, positions)
+        width = getattr(self, self.latent_name).in_features
+        stub = latent.new_zeros(1).expand(*latent.shape[:-1], width)
+        shared.latent, shared.reading = latent, True
+        try:
+            super().forward(stub, *[Caught() if isinstance(one, Cache) else one for one in args], **given)
+        except Caught as caught:
+            return caught.key, caught.value
+        finally:
+            shared.latent, shared.reading = outer, False
+        raise RuntimeError(f"{type(self).__name__} did not ask its cache for keys and values")
+
+    def _angles(self, latent: Tensor, positions: Tensor) -> Any:
+        rotary: Any = self.shared.rotary
+        of_type = "layer_type" in inspect.signature(rotary.forward).parameters
+        extra = {"layer_type": self.config.layer_types[self.layer_idx]} if of_type else {}
+        return rotary(latent, positions, **extra)
+
+
+class LatentCache:
+    """Stands for the cache of a model while one layer runs: what it updates is the latent of that layer."""
+
+    def __init__(self, attention: LatentAttention, cache: Cache, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.attention, self.cache, self.given = attention, cache, (args, kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.cache, name)
+
+    def update(self, key: Tensor, value: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Adds the latent of the new tokens; the keys and values of all that the cache returns."""
+        assert self.attention.shared.latent is not None
+        latent = self.attention.shared.latent[:, None]
+        length = latent.shape[-2]
+        _, first = self.cache.get_mask_sizes(length, layer_idx)
+        first = first - self.cache.get_seq_length(layer_idx) - length + 1  # counted from the newest token
+        held, _ = self.cache.update(latent, latent[..., :0], layer_idx, *args, **kwargs)
+        if held.shape[-2] == length:
+            return key, value  # there are no earlier tokens
+        return self.attention.read(held[:, 0], self._positions(held, first), *self.given)
+
+    def _positions(self, held: Tensor, first: Any) -> Tensor | None:
+        """Of all tokens held, which follow one another; `first` is where they begin, counted from the newest one."""
+        newest = self.given[1].get("position_ids")
+        if newest is None:
+            return None
+        return newest[..., -1:] + torch.arange(held.shape[-2], device=held.device) + first
+
+
+class Caught(Exception):  # noqa: N818 - carries keys and values, and is no error
+    """Stands for the cache of a model, and leaves its attention with the keys and values that it is given."""
+
+    def update(self, key: Tensor, value: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Raises this."""
+        self.key, self.value = key, value
+        raise self
+
+
+def share_attention(attention: nn.Module, rank: int, plan: dict[str, Any], rotary: nn.Module | None) -> None:
+    """Changes one attention module in place, with new weights, as `plan` says (see `install`)."""
+    shared = Shared(rotary, plan["cached"])
+    first = next(iter(plan["latent"]))
+    old = attention.get_submodule(first)
+    like = {"device": old.weight.device, "dtype": old.weight.dtype}
+    attention.add_module(plan["name"], nn.Linear(plan["dim"], rank, bias=plan.get("latent_bias", False), **like))
+    for name, rows in plan["latent"].items():
+        new: nn.Module
+        if rows.get("identity"):
+            new = AsLatent()
+        elif rows.get("runs"):
+            new = Mixed(plan["dim"], rank, rows["size"], rows["runs"], rows["bias"]).to(**like)
+        else:
+            new = FromLatent(rank, rows["size"], rows["bias"], **like)
+        attention.set_submodule(name, new)
+    for name in plan["kept"]:
+        if type(module := attention.get_submodule(name)) is nn.Linear:
+            module.__class__ = Kept
+    for module in attention.modules():
+        if isinstance(module, FromLatent | AsLatent | Kept):
+            module.shared = shared
+    attention.shared, attention.latent_name = shared, plan["name"]
+    attention.__class__ = latent_class(type(attention))
+
+
+def install(model: nn.Module, section: dict[str, Any]) -> None:
+    """Changes the attention modules of `model` in place, as the `querykey` section of its configuration says.
+
+    `section["layers"]` gives for each layer the name of its module in the base model, its `rank`, and the number of its
+    plan in `section["plans"]`. A plan has the name and the input size `dim` of the latent's projection, the projections
+    that read the `latent` (size, bias, and the runs of rows if not all), those that are `kept`, and whether the latent
+    is `cached` in place of keys and values.
+    """
+    base = getattr(model, getattr(model, "base_model_prefix", ""), model)
+    rotary = [module for name, module in base.named_modules() if name.endswith("rotary_emb")]
+    for layer in section["layers"]:
+        plan = section["plans"][layer["plan"]]
+        share_attention(base.get_submodule(layer["module"]), layer["rank"], plan, rotary[0] if rotary else None)
+
+
+@memoized
+def latent_class(attention: type[nn.Module]) -> type[nn.Module]:
+    """The attention class of a model, with the latent."""
+    return type(f"Latent{attention.__name__}", (LatentAttention, attention), {})
+
+
+@memoized
+def converted_config(config: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
+    """The configuration class of a model, under the type of converted models; known to the Auto classes from then on."""
+    found = type(f"Converted{config.__name__}", (config,), {"model_type": MODEL_TYPE, "__module__": __name__})
+    for auto in (AutoModel, AutoModelForCausalLM):
+        if config in auto._model_mapping:
+            auto.register(found, converted_model(auto._model_mapping[config], found), exist_ok=True)
+    return found
+
+
+def converted_model(model: type[PreTrainedModel], config: type[PreTrainedConfig]) -> type[PreTrainedModel]:
+    """The class of a model that makes its attention share when it is built."""
+
+    def __init__(self: PreTrainedModel, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
+        model.__init__(self, config, *args, **kwargs)
+        install(self, config.querykey)
+
+    body = {"__init__": __init__, "config_class": config, "__module__": __name__}
+    return type(f"Converted{model.__name__}", (model,), body)
+
+
+class ConvertedConfig(PreTrainedConfig):
+    """Reads the configuration of any converted model, as the class of the model that it was made from."""
+
+    model_type = MODEL_TYPE
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """A configuration of the class that the `querykey` section names."""
+        original = config_dict["querykey"]["model_type"]
+        known = type(AutoConfig.for_model(original))
+        return converted_config(known).from_dict(config_dict, **kwargs)
+
+
+class ConvertedModel(PreTrainedModel):
+    """Loads any converted model, as the class of the model that it was made from."""
+
+    config_class = ConvertedConfig
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, config: Any, **kwargs: Any) -> Any:
+        """As transformers'."""
+        return AutoModelForCausalLM._model_mapping[type(config)].from_pretrained(*args, config=config, **kwargs)

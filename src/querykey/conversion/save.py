@@ -1,0 +1,120 @@
+"""Converted models on disk: with their factors, self-contained, or multiplied out; and loading them.
+
+| form | config.json | loads with |
+|---|---|---|
+| factors | type `querykey` | `querykey.load(DIR)`; after `import querykey.hf`, transformers' Auto classes |
+| self-contained | the same and `auto_map` | also without querykey, with `trust_remote_code=True` |
+| plain | type of the original | anything that loads the original; its cache is as large as before |
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from querykey.conversion import modeling
+from querykey.conversion.convert import Conversion
+from querykey.conversion.share import ConversionError, out_by_in
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+CODE = "modeling_querykey"
+
+
+def register() -> None:
+    """Makes converted models known to transformers' Auto classes."""
+    modeling.AutoConfig.register(modeling.MODEL_TYPE, modeling.ConvertedConfig, exist_ok=True)
+
+
+def load(folder: str | Path, **options: Any) -> PreTrainedModel:
+    """A converted model from its folder, or from the Hub; `options` as for `AutoModelForCausalLM.from_pretrained`."""
+    register()
+    model: PreTrainedModel = modeling.AutoModelForCausalLM.from_pretrained(folder, **options)
+    return model
+
+
+def check_free(folder: str | Path) -> None:
+    """Raises ConversionError where the folder holds something: nothing is overwritten."""
+    place = Path(folder)
+    if place.exists() and (not place.is_dir() or any(place.iterdir())):
+        raise ConversionError(f"{place} is not empty; expected a new folder, so that nothing is overwritten")
+
+
+def check_space(conversion_bytes: int, folder: str | Path) -> None:
+    """Raises ConversionError where the disk has less room than a model of that size needs."""
+    place = Path(folder).absolute()
+    free = shutil.disk_usage(next(parent for parent in (place, *place.parents) if parent.exists())).free
+    if free < conversion_bytes:
+        raise ConversionError(
+            f"{place} has {free:,} bytes of free disk, and the model needs {conversion_bytes:,}; choose another folder"
+        )
+
+
+def save(conversion: Conversion, folder: str | Path, *, plain: bool = False, self_contained: bool = False) -> Path:
+    """Writes model and tokenizer to a new folder, whole or not at all.
+
+    Raises ConversionError where the folder is not empty or the disk too small.
+    """
+    check_free(folder)
+    model, place = conversion.model, Path(folder)
+    check_space(sum(p.numel() * p.element_size() for p in model.parameters()), place)
+    partial = place.with_name(f".{place.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        with _plain(conversion) if plain else _converted(conversion, self_contained):
+            model.save_pretrained(partial)
+        conversion.fitted.tokenizer.save_pretrained(partial)
+        if self_contained and not plain:
+            (partial / f"{CODE}.py").write_text(Path(modeling.__file__).read_text("utf-8"), encoding="utf-8")
+        if place.exists():
+            place.rmdir()
+        partial.rename(place)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return place
+
+
+@contextmanager
+def _converted(conversion: Conversion, self_contained: bool) -> Iterator[None]:
+    """The model under the class and configuration with which it is saved."""
+    model, config = conversion.model, conversion.model.config
+    kinds = type(model), type(config)
+    changed = modeling.converted_config(kinds[1])
+    config.querykey = json.loads(json.dumps(conversion.section()))
+    if self_contained:
+        config.auto_map = {"AutoConfig": f"{CODE}.ConvertedConfig", "AutoModelForCausalLM": f"{CODE}.ConvertedModel"}
+    config.__class__ = changed
+    model.__class__ = modeling.AutoModelForCausalLM._model_mapping[changed]
+    try:
+        yield
+    finally:
+        model.__class__, config.__class__ = kinds
+        for name in ("querykey", "auto_map"):
+            if hasattr(config, name):
+                delattr(config, name)
+
+
+@contextmanager
+@torch.no_grad()
+def _plain(conversion: Conversion) -> Iterator[None]:
+    """The original with B A in place of the weights of the projections that share, and what healing made of W_O."""
+    products = [(module, runs, rows.detach()) for module, runs, rows in conversion.switch.products()]
+    before = [module.weight.detach().clone() for module, _, _ in products]
+    with conversion.switch.original():
+        for module, runs, rows in products:
+            weight, at = out_by_in(module), 0
+            for start, stop in runs:
+                weight[start:stop] = rows[at : at + stop - start].to(weight)
+                at += stop - start
+        try:
+            yield
+        finally:
+            for (module, _, _), weight in zip(products, before, strict=True):
+                module.weight.copy_(weight)

@@ -1,0 +1,116 @@
+"""Texts to calibrate a conversion on and to evaluate it on, as windows of equally many tokens."""
+
+from __future__ import annotations
+
+import hashlib
+import pydoc_data.topics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from querykey.conversion.share import ConversionError
+from querykey.tasks import sources
+
+BYTES = 8  # of text for each token that is wanted, read at most
+LIMIT = 1 << 26  # bytes of one text that are looked at
+
+
+@dataclass(frozen=True, eq=False)
+class Text:
+    """A named text as windows of token ids; each window begins as the tokenizer begins a text."""
+
+    name: str
+    windows: Int[Tensor, "windows length"]
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens in all windows."""
+        return self.windows.numel()
+
+
+def read_texts(
+    paths: Sequence[str | Path], tokenizer: Any, *, windows: int, length: int, seed: int = 0
+) -> list[Text]:
+    """For each path (a file, a folder, a glob or hf:NAME), `windows` windows of `length` tokens from all over it.
+
+    Which windows is drawn with `seed`; a shorter text gives as many as it has. Raises ConversionError for a text that
+    is not UTF-8 or that has not a single window.
+    """
+    return [_text(str(path), _decoded(str(path)), tokenizer, windows, length, seed) for path in paths]
+
+
+def default_texts(tokenizer: Any, *, windows: int, length: int, seed: int = 0) -> list[Text]:
+    """Texts that come with every Python: its standard library's sources, and its language reference."""
+    code, _ = sources.standard_library(LIMIT)
+    reference = "\n\n".join(pydoc_data.topics.topics.values())
+    given = (
+        ("sources of Python's standard library", b"\n\n".join(code).decode("utf-8", "replace")),
+        ("Python's language reference", reference),
+    )
+    return [_text(name, text, tokenizer, windows, length, seed) for name, text in given]
+
+
+def check_apart(calibration: Sequence[str | Path], evaluation: Sequence[str | Path]) -> None:
+    """Raises ConversionError where a file is to be calibrated on and evaluated on as well, also under another name."""
+    seen = {digest: file for path in calibration for file, digest in _files(path)}
+    for path in evaluation:
+        for file, digest in _files(path):
+            if digest in seen:
+                raise ConversionError(
+                    f"{file} would be evaluated on, but {seen[digest]}, which has the same content, is calibrated on; "
+                    "expected different files, since a fit looks better on its own text"
+                )
+
+
+def _files(path: str | Path) -> list[tuple[Path, str]]:
+    place = Path(path)
+    files = [place] if place.is_file() else sorted(file for file in place.rglob("*") if file.is_file())
+    return [(file, hashlib.sha256(file.read_bytes()).hexdigest()) for file in files]
+
+
+def _decoded(path: str) -> str:
+    documents, _ = sources.read([path], LIMIT)
+    try:
+        return "\n\n".join(document.decode("utf-8-sig") for document in documents)
+    except UnicodeDecodeError as error:
+        raise ConversionError(
+            f"{path} is not text in UTF-8 (byte {error.start} is {error.object[error.start]:#04x}); "
+            "convert it, for example with iconv -t UTF-8"
+        ) from None
+
+
+def _text(name: str, text: str, tokenizer: Any, windows: int, length: int, seed: int) -> Text:
+    start = _prefix(tokenizer)
+    inner = length - len(start)
+    generator = torch.Generator().manual_seed(seed)
+    ids = _ids(text, tokenizer, windows, inner, generator)
+    if not ids:
+        raise ConversionError(
+            f"{name} is too short: it has no window of {length} tokens; give a longer text or a smaller window"
+        )
+    return Text(name, torch.tensor([start + window for window in ids]))
+
+
+def _ids(text: str, tokenizer: Any, windows: int, length: int, generator: torch.Generator) -> list[list[int]]:
+    """Windows without the tokens that begin a text, from places all over it, in the order of the text."""
+    span = BYTES * length
+    if len(text) > 2 * span * windows:  # only what is needed of a long text is tokenised
+        places = torch.randperm(len(text) // span, generator=generator)[: windows + windows // 4].sort().values
+        parts = [text[place * span : (place + 1) * span] for place in places.tolist()]
+        found = [tokenizer(part, add_special_tokens=False, verbose=False)["input_ids"][:length] for part in parts]
+        return [ids for ids in found if len(ids) == length][:windows]
+    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    places = torch.randperm(len(ids) // length, generator=generator)[:windows].sort().values
+    return [ids[place * length : (place + 1) * length] for place in places.tolist()]
+
+
+def _prefix(tokenizer: Any) -> list[int]:
+    """The tokens that the tokenizer puts before a text."""
+    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
+    whole: list[int] = tokenizer("a")["input_ids"]
+    return whole[: whole.index(plain[0])] if plain and plain[0] in whole else []
