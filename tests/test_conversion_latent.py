@@ -125,7 +125,7 @@ def test_ranks_keep_the_largest_eigenvalues_of_all_layers():
     assert allocate(values, 5, least=1) == [2, 1, 2]
     assert allocate(values, 9) == [3, 3, 3]
     assert allocate([torch.tensor([9.0, 8.0]), torch.tensor([0.1, 0.1])], 2) == [1, 1]
-    with pytest.raises(ValueError, match="2 latent dimensions .* 3 layers; expected 3 to 9"):
+    with pytest.raises(ValueError, match=r"2 latent dimensions .* 3 layers; expected 3 to 9"):
         allocate(values, 2)
     with pytest.raises(ValueError, match="expected 3 to 9"):
         allocate(values, 10)

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from querykey.attention.functional import attend
     from querykey.attention.layer import SelfAttention
     from querykey.attention.reference import attention_scores, attention_weights
+    from querykey.conversion.convert import convert
+    from querykey.conversion.save import load
     from querykey.conversion.tie import share, unshare
     from querykey.costs import cost
     from querykey.design import PARTITIONS, Design, DesignError
@@ -33,9 +35,11 @@ __all__ = [
     "attention_scores",
     "attention_weights",
     "compare",
+    "convert",
     "cost",
     "explore",
     "inspect",
+    "load",
     "share",
     "unshare",
 ]
@@ -54,9 +58,11 @@ _HOME = {
     "attention_scores": ("querykey.attention.reference", None),
     "attention_weights": ("querykey.attention.reference", None),
     "compare": ("querykey.study.compare", "study"),
+    "convert": ("querykey.conversion.convert", "convert"),
     "cost": ("querykey.costs", None),
     "explore": ("querykey.explorer.open", "explore"),
     "inspect": ("querykey.inspection.inspect", "inspect"),
+    "load": ("querykey.conversion.save", "convert"),
     "share": ("querykey.conversion.tie", "inspect"),
     "unshare": ("querykey.conversion.tie", "inspect"),
 }

@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from types import ModuleType
 
 import querykey
-from querykey.cli import bench, compare, cost, explore, inspect, report
+from querykey.cli import bench, compare, convert, cost, explore, inspect, report
 from querykey.cli.options import Parser
 from querykey.extras import MissingExtra
 
-COMMANDS = (compare, report, cost, bench, inspect, explore)
+COMMANDS = (compare, report, cost, bench, inspect, convert, explore)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from querykey.conversion.share import ConversionError, SharedLayer
+from querykey.conversion.layers import ConversionError, SharedLayer
 from querykey.extras import load
 from querykey.report.files import write_atomically
 
@@ -103,13 +103,17 @@ class _Record:
             if gradient is None:
                 raise ConversionError(f"no gradient reached the projections of {layer.module}: they are not used")
             parts += [gradient.flatten(0, -2)[:, start:stop] for start, stop in runs]
-        x, g = self.x.flatten(0, -2), torch.cat(parts, 1)
-        for what, values in (("input", x), ("gradient", g)):
-            if not values.isfinite().all():
-                raise ConversionError(
-                    f"the {what} of {layer.module} holds NaN or infinite values; a wider dtype may help (float32)"
-                )
-        return x, g
+        g = torch.cat(parts, 1)
+        check_finite(g, "gradient", layer)
+        return self.x.flatten(0, -2), g
+
+
+def check_finite(values: Tensor, what: str, layer: SharedLayer) -> None:
+    """Raises ConversionError, with the layer's name, where a value is NaN or infinite."""
+    if not values.isfinite().all():
+        raise ConversionError(
+            f"the {what} of {layer.module} holds NaN or infinite values; a wider dtype may help (float32)"
+        )
 
 
 @contextmanager
@@ -119,6 +123,7 @@ def _recorded(layers: Sequence[SharedLayer]) -> Iterator[list[_Record]]:
     def watcher(layer: SharedLayer, record: _Record, place: int) -> Callable[..., None]:
         def seen(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
             x = args[0].detach()
+            check_finite(x, "input", layer)
             if place and record.x is not None and x.data_ptr() != record.x.data_ptr() and not torch.equal(x, record.x):
                 raise ConversionError(f"the projections of {layer.module} do not all read the same input")
             record.x = x
@@ -165,7 +170,9 @@ def _key(layers: Sequence[SharedLayer], windows: Tensor, seed: int) -> str:
     digest = hashlib.sha256(windows.numpy(force=True).tobytes())
     for layer in layers:
         W = layer.weights().detach()
-        digest.update(json.dumps([layer.module, W.shape, float(W.double().sum()), float(W.double().square().sum())]).encode())
+        digest.update(
+            json.dumps([layer.module, W.shape, float(W.double().sum()), float(W.double().square().sum())]).encode()
+        )
     return f"{digest.hexdigest()}-{seed}"
 
 
@@ -178,7 +185,7 @@ def _save(state: Path, key: str, moments: Sequence[Moments], done: int) -> None:
 
 
 def _resumed(state: Path | None, key: str, moments: Sequence[Moments]) -> int:
-    """How many windows the state on disk has, now in `moments`; 0 where there is none or it belongs to something else."""
+    """How many windows the state on disk has, now in `moments`; 0 where there is none, or one of something else."""
     if state is None or not state.exists():
         return 0
     with load("safetensors", "inspect").safe_open(state, "pt") as found:

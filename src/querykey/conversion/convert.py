@@ -20,7 +20,8 @@ from querykey.bilinear.latent import LatentFit
 from querykey.conversion.calibrate import Moments, calibrate
 from querykey.conversion.evaluate import TextCost, cache_bytes, evaluate, log_probabilities
 from querykey.conversion.fit import Switch, fit_layers, ranks
-from querykey.conversion.share import ConversionError, SharedLayer, shared_layers
+from querykey.conversion.layers import ConversionError, SharedLayer, shared_layers
+from querykey.conversion.save import save
 from querykey.conversion.texts import Text, check_apart, default_texts, read_texts
 
 if TYPE_CHECKING:
@@ -58,7 +59,9 @@ class Fitted:
         Raises ConversionError where that cannot be.
         """
         if not 0 < cache <= 1:
-            raise ConversionError(f"a cache of {cache:g} of the original was asked for; expected more than 0, at most 1")
+            raise ConversionError(
+                f"a cache of {cache:g} of the original was asked for; expected more than 0, at most 1"
+            )
         return round(cache * self.numbers)
 
     def convert(self, cache: float = 0.5) -> Conversion:
@@ -110,6 +113,20 @@ class Conversion:
         """Both models on these texts; also kept in `costs`."""
         self.costs = evaluate(self.switch, texts, watch)
         return self.costs
+
+    def save(self, folder: str | Path, *, plain: bool = False, self_contained: bool = False) -> Path:
+        """Write model and tokenizer to a new folder, whole or not at all.
+
+        Args:
+            folder: new or empty.
+            plain: multiplied out: an ordinary checkpoint of the original's architecture, with a full cache.
+            self_contained: with modelling code, so that it loads without querykey (`trust_remote_code=True`).
+
+        Raises:
+            ConversionError: where the folder is not empty, or the disk too small.
+        """
+        tokenizer = self.fitted.tokenizer
+        return save(self.switch, self.section(), tokenizer, folder, plain=plain, self_contained=self_contained)
 
     def section(self) -> dict[str, Any]:
         """What config.json tells of this conversion."""

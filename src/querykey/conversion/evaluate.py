@@ -86,7 +86,8 @@ def evaluate(switch: Switch, texts: Sequence[Text], watch: Watch = lambda what, 
 def log_probabilities(model: PreTrainedModel, window: Int[Tensor, " length"]) -> Float[Tensor, "next vocabulary"]:
     """Of each token after the first."""
     logits = model(input_ids=window[None].to(model.device), use_cache=False).logits[0, :-1]
-    return logits.float().log_softmax(-1)
+    found: Tensor = logits.float().log_softmax(-1)
+    return found
 
 
 def cache_bytes(model: PreTrainedModel, length: int = 16) -> float:
@@ -96,15 +97,15 @@ def cache_bytes(model: PreTrainedModel, length: int = 16) -> float:
     with torch.no_grad():
         model(input_ids=ids.to(model.device), past_key_values=cache, use_cache=True)
     held = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values) if tensor is not None]
-    return sum(tensor.nbytes for tensor in held) / length
+    return float(sum(tensor.nbytes for tensor in held)) / length
 
 
 def _compared(before: Tensor, after: Tensor, window: Tensor) -> tuple[float, float, float, float]:
     """Loss before and after, KL(before ‖ after), and how often both find the same token likeliest."""
     labels = window[1:, None].to(before.device)
-    losses = (-float(each.gather(-1, labels).mean()) for each in (before, after))
+    first, second = (-float(each.gather(-1, labels).mean()) for each in (before, after))
     divergence = float((before.exp() * (before - after)).sum(-1).mean())
-    return (*losses, divergence, float((before.argmax(-1) == after.argmax(-1)).float().mean()))
+    return (first, second, divergence, float((before.argmax(-1) == after.argmax(-1)).float().mean()))
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -11,8 +12,8 @@ from torch import Tensor, nn
 
 from querykey.bilinear.latent import Latent, LatentFit, allocate, fit_latent, token_weighted
 from querykey.conversion.calibrate import Moments
+from querykey.conversion.layers import ConversionError, SharedLayer, out_by_in
 from querykey.conversion.modeling import FromLatent, Mixed, install
-from querykey.conversion.share import ConversionError, SharedLayer, out_by_in
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -53,7 +54,6 @@ class Switch:
         self.section = section(layers, [latent.from_input.shape[1] for latent in latents])
         install(model, self.section)
         self._converted = [_modules(layer) for layer in layers]
-        self.latents = [layer.attention.get_submodule(layer.name) for layer in layers]
         for layer, latent, before in zip(layers, latents, self._original, strict=True):
             _fill(layer, latent, before.modules)
 
@@ -70,21 +70,39 @@ class Switch:
         """Back to the original for good."""
         self._put(self._original)
 
+    def separate_outputs(self) -> None:
+        """Gives the converted model output projections of its own, so that they can be trained."""
+        for layer, before, after in zip(self.layers, self._original, self._converted, strict=True):
+            if layer.output and layer.output not in after.modules:
+                before.modules[layer.output] = layer.attention.get_submodule(layer.output)
+                after.modules[layer.output] = copy.deepcopy(before.modules[layer.output])
+        self._put(self._converted)
+
+    def made(self) -> Iterator[nn.Module]:
+        """What the conversion made: the latents' projections, those that read them, and separate output projections."""
+        for layer, state in zip(self.layers, self._converted, strict=True):
+            yield state.modules[layer.name]
+            yield from (_from_latent(state.modules[name]) for name in layer.rows)
+            if layer.output in state.modules:
+                yield state.modules[layer.output]
+
     def products(self) -> Iterator[tuple[nn.Module, list[tuple[int, int]], Tensor]]:
         """Each original projection that shares now, its runs of rows, and B A in their place, (rows, dim)."""
         for layer, before, after in zip(self.layers, self._original, self._converted, strict=True):
-            B = after.modules[layer.name].weight
+            B = after.modules[layer.name].get_parameter("weight")
             for name, runs in layer.rows.items():
-                yield before.modules[name], runs, _from_latent(after.modules[name]).weight @ B
+                yield before.modules[name], runs, _from_latent(after.modules[name]).get_parameter("weight") @ B
+            if layer.output in after.modules:
+                output = out_by_in(after.modules[layer.output])
+                yield before.modules[layer.output], [(0, len(output))], output
 
     def _put(self, states: Sequence[_Modules]) -> None:
         for layer, state in zip(self.layers, states, strict=True):
             layer.attention.__class__ = state.kind
-            for name in [*layer.rows, layer.name]:
-                if name in state.modules:
-                    layer.attention.set_submodule(name, state.modules[name])
-                else:
-                    delattr(layer.attention, name)
+            for name, module in state.modules.items():
+                layer.attention.set_submodule(name, module)
+            if layer.name not in state.modules:
+                layer.attention._modules.pop(layer.name, None)
 
 
 def section(layers: Sequence[SharedLayer], widths: Sequence[int]) -> dict[str, Any]:

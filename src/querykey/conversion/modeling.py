@@ -12,7 +12,6 @@ This file needs torch and transformers only. A copy of it lies in folders saved 
 from __future__ import annotations
 
 import inspect
-from functools import cache as memoized
 from typing import Any
 
 import torch
@@ -27,6 +26,7 @@ from transformers import (
 )
 
 MODEL_TYPE = "querykey"
+_MADE: dict[Any, Any] = {}  # classes, by the class that they change
 
 
 class Shared:
@@ -142,8 +142,9 @@ class LatentAttention(nn.Module):
 
     def _angles(self, latent: Tensor, positions: Tensor) -> Any:
         rotary: Any = self.shared.rotary
+        this: Any = self  # an attention class of transformers beside
         of_type = "layer_type" in inspect.signature(rotary.forward).parameters
-        extra = {"layer_type": self.config.layer_types[self.layer_idx]} if of_type else {}
+        extra = {"layer_type": this.config.layer_types[this.layer_idx]} if of_type else {}
         return rotary(latent, positions, **extra)
 
 
@@ -170,10 +171,11 @@ class LatentCache:
 
     def _positions(self, held: Tensor, first: Any) -> Tensor | None:
         """Of all tokens held, which follow one another; `first` is where they begin, counted from the newest one."""
-        newest = self.given[1].get("position_ids")
+        newest: Tensor | None = self.given[1].get("position_ids")
         if newest is None:
             return None
-        return newest[..., -1:] + torch.arange(held.shape[-2], device=held.device) + first
+        positions: Tensor = newest[..., -1:] + torch.arange(held.shape[-2], device=held.device) + first
+        return positions
 
 
 class Caught(Exception):  # noqa: N818 - carries keys and values, and is no error
@@ -189,8 +191,8 @@ def share_attention(attention: nn.Module, rank: int, plan: dict[str, Any], rotar
     """Changes one attention module in place, with new weights, as `plan` says (see `install`)."""
     shared = Shared(rotary, plan["cached"])
     first = next(iter(plan["latent"]))
-    old = attention.get_submodule(first)
-    like = {"device": old.weight.device, "dtype": old.weight.dtype}
+    old = attention.get_submodule(first).get_parameter("weight")
+    like: Any = {"device": old.device, "dtype": old.dtype}
     attention.add_module(plan["name"], nn.Linear(plan["dim"], rank, bias=plan.get("latent_bias", False), **like))
     for name, rows in plan["latent"].items():
         new: nn.Module
@@ -207,8 +209,9 @@ def share_attention(attention: nn.Module, rank: int, plan: dict[str, Any], rotar
     for module in attention.modules():
         if isinstance(module, FromLatent | AsLatent | Kept):
             module.shared = shared
-    attention.shared, attention.latent_name = shared, plan["name"]
-    attention.__class__ = latent_class(type(attention))
+    changed: Any = attention
+    changed.__class__ = latent_class(type(attention))
+    changed.shared, changed.latent_name = shared, plan["name"]
 
 
 def install(model: nn.Module, section: dict[str, Any]) -> None:
@@ -226,30 +229,34 @@ def install(model: nn.Module, section: dict[str, Any]) -> None:
         share_attention(base.get_submodule(layer["module"]), layer["rank"], plan, rotary[0] if rotary else None)
 
 
-@memoized
-def latent_class(attention: type[nn.Module]) -> type[nn.Module]:
+def latent_class(attention: type[nn.Module]) -> Any:
     """The attention class of a model, with the latent."""
-    return type(f"Latent{attention.__name__}", (LatentAttention, attention), {})
+    if attention not in _MADE:
+        _MADE[attention] = type(f"Latent{attention.__name__}", (LatentAttention, attention), {})
+    return _MADE[attention]
 
 
-@memoized
-def converted_config(config: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
-    """The configuration class of a model, under the type of converted models; known to the Auto classes from then on."""
-    found = type(f"Converted{config.__name__}", (config,), {"model_type": MODEL_TYPE, "__module__": __name__})
+def converted_config(config: type[PreTrainedConfig]) -> Any:
+    """The configuration class of a model under the type of converted models, made known to the Auto classes."""
+    if config in _MADE:
+        return _MADE[config]
+    found = _MADE[config] = type(
+        f"Converted{config.__name__}", (config,), {"model_type": MODEL_TYPE, "__module__": __name__}
+    )
     for auto in (AutoModel, AutoModelForCausalLM):
         if config in auto._model_mapping:
             auto.register(found, converted_model(auto._model_mapping[config], found), exist_ok=True)
     return found
 
 
-def converted_model(model: type[PreTrainedModel], config: type[PreTrainedConfig]) -> type[PreTrainedModel]:
+def converted_model(model: Any, config: type[PreTrainedConfig]) -> type[PreTrainedModel]:
     """The class of a model that makes its attention share when it is built."""
 
-    def __init__(self: PreTrainedModel, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
+    def build(self: PreTrainedModel, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
         model.__init__(self, config, *args, **kwargs)
         install(self, config.querykey)
 
-    body = {"__init__": __init__, "config_class": config, "__module__": __name__}
+    body = {"__init__": build, "config_class": config, "__module__": __name__}
     return type(f"Converted{model.__name__}", (model,), body)
 
 
@@ -262,8 +269,7 @@ class ConvertedConfig(PreTrainedConfig):
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """A configuration of the class that the `querykey` section names."""
         original = config_dict["querykey"]["model_type"]
-        known = type(AutoConfig.for_model(original))
-        return converted_config(known).from_dict(config_dict, **kwargs)
+        return converted_config(type(AutoConfig.for_model(original))).from_dict(config_dict, **kwargs)
 
 
 class ConvertedModel(PreTrainedModel):
@@ -272,6 +278,7 @@ class ConvertedModel(PreTrainedModel):
     config_class = ConvertedConfig
 
     @classmethod
-    def from_pretrained(cls, *args: Any, config: Any, **kwargs: Any) -> Any:
+    def from_pretrained(cls, *args: Any, config: Any = None, **kwargs: Any) -> Any:
         """As transformers'."""
-        return AutoModelForCausalLM._model_mapping[type(config)].from_pretrained(*args, config=config, **kwargs)
+        known: Any = AutoModelForCausalLM._model_mapping[type(config)]
+        return known.from_pretrained(*args, config=config, **kwargs)

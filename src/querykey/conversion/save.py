@@ -16,11 +16,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from querykey.conversion import modeling
-from querykey.conversion.convert import Conversion
-from querykey.conversion.share import ConversionError, out_by_in
+from querykey.conversion.fit import Switch
+from querykey.conversion.layers import ConversionError, out_by_in
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -30,13 +31,13 @@ CODE = "modeling_querykey"
 
 def register() -> None:
     """Makes converted models known to transformers' Auto classes."""
-    modeling.AutoConfig.register(modeling.MODEL_TYPE, modeling.ConvertedConfig, exist_ok=True)
+    AutoConfig.register(modeling.MODEL_TYPE, modeling.ConvertedConfig, exist_ok=True)
 
 
 def load(folder: str | Path, **options: Any) -> PreTrainedModel:
     """A converted model from its folder, or from the Hub; `options` as for `AutoModelForCausalLM.from_pretrained`."""
     register()
-    model: PreTrainedModel = modeling.AutoModelForCausalLM.from_pretrained(folder, **options)
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, **options)
     return model
 
 
@@ -57,20 +58,28 @@ def check_space(conversion_bytes: int, folder: str | Path) -> None:
         )
 
 
-def save(conversion: Conversion, folder: str | Path, *, plain: bool = False, self_contained: bool = False) -> Path:
-    """Writes model and tokenizer to a new folder, whole or not at all.
+def save(
+    switch: Switch,
+    section: dict[str, Any],
+    tokenizer: Any,
+    folder: str | Path,
+    *,
+    plain: bool = False,
+    self_contained: bool = False,
+) -> Path:
+    """Writes model and tokenizer to a new folder, whole or not at all; `section` is for its configuration.
 
     Raises ConversionError where the folder is not empty or the disk too small.
     """
     check_free(folder)
-    model, place = conversion.model, Path(folder)
+    model, place = switch.model, Path(folder)
     check_space(sum(p.numel() * p.element_size() for p in model.parameters()), place)
     partial = place.with_name(f".{place.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        with _plain(conversion) if plain else _converted(conversion, self_contained):
+        with _plain(switch) if plain else _converted(model, section, self_contained):
             model.save_pretrained(partial)
-        conversion.fitted.tokenizer.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
         if self_contained and not plain:
             (partial / f"{CODE}.py").write_text(Path(modeling.__file__).read_text("utf-8"), encoding="utf-8")
         if place.exists():
@@ -82,16 +91,17 @@ def save(conversion: Conversion, folder: str | Path, *, plain: bool = False, sel
 
 
 @contextmanager
-def _converted(conversion: Conversion, self_contained: bool) -> Iterator[None]:
+def _converted(model: PreTrainedModel, section: dict[str, Any], self_contained: bool) -> Iterator[None]:
     """The model under the class and configuration with which it is saved."""
-    model, config = conversion.model, conversion.model.config
-    kinds = type(model), type(config)
+    config = model.config
+    kinds: tuple[Any, Any] = type(model), type(config)
     changed = modeling.converted_config(kinds[1])
-    config.querykey = json.loads(json.dumps(conversion.section()))
+    config.querykey = json.loads(json.dumps(section))
     if self_contained:
         config.auto_map = {"AutoConfig": f"{CODE}.ConvertedConfig", "AutoModelForCausalLM": f"{CODE}.ConvertedModel"}
     config.__class__ = changed
-    model.__class__ = modeling.AutoModelForCausalLM._model_mapping[changed]
+    kind: Any = AutoModelForCausalLM._model_mapping[changed]
+    model.__class__ = kind
     try:
         yield
     finally:
@@ -102,19 +112,22 @@ def _converted(conversion: Conversion, self_contained: bool) -> Iterator[None]:
 
 
 @contextmanager
-@torch.no_grad()
-def _plain(conversion: Conversion) -> Iterator[None]:
+def _plain(switch: Switch) -> Iterator[None]:
     """The original with B A in place of the weights of the projections that share, and what healing made of W_O."""
-    products = [(module, runs, rows.detach()) for module, runs, rows in conversion.switch.products()]
-    before = [module.weight.detach().clone() for module, _, _ in products]
-    with conversion.switch.original():
-        for module, runs, rows in products:
-            weight, at = out_by_in(module), 0
-            for start, stop in runs:
-                weight[start:stop] = rows[at : at + stop - start].to(weight)
-                at += stop - start
+    products = [(module, runs, rows.detach()) for module, runs, rows in switch.products()]
+    before = [module.get_parameter("weight").detach().clone() for module, _, _ in products]
+    with switch.original():
         try:
+            for module, runs, rows in products:
+                _write(out_by_in(module).detach(), runs, rows)
             yield
         finally:
             for (module, _, _), weight in zip(products, before, strict=True):
-                module.weight.copy_(weight)
+                module.get_parameter("weight").data.copy_(weight)
+
+
+def _write(weight: Tensor, runs: list[tuple[int, int]], rows: Tensor) -> None:
+    at = 0
+    for start, stop in runs:
+        weight[start:stop] = rows[at : at + stop - start].to(weight)
+        at += stop - start

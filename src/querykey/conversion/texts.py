@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from querykey.conversion.share import ConversionError
+from querykey.conversion.layers import ConversionError
 from querykey.tasks import sources
 
 BYTES = 8  # of text for each token that is wanted, read at most
@@ -33,9 +33,7 @@ class Text:
         return self.windows.numel()
 
 
-def read_texts(
-    paths: Sequence[str | Path], tokenizer: Any, *, windows: int, length: int, seed: int = 0
-) -> list[Text]:
+def read_texts(paths: Sequence[str | Path], tokenizer: Any, *, windows: int, length: int, seed: int = 0) -> list[Text]:
     """For each path (a file, a folder, a glob or hf:NAME), `windows` windows of `length` tokens from all over it.
 
     Which windows is drawn with `seed`; a shorter text gives as many as it has. Raises ConversionError for a text that

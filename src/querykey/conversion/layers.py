@@ -32,8 +32,9 @@ class ConversionError(ValueError):
 class SharedLayer:
     """One attention layer that is to share. `rows` are, for each projection, its runs of rows that the latent makes.
 
-    `sizes` are the outputs of each projection in all, `kept` the names of those that go on reading the layer's input,
-    and `role_rows` the number of outputs of each role.
+    `sizes` are the outputs of each projection in all, `kept` the names of those that go on reading the layer's input.
+    `name` is that of the latent's projection, and `output` that of the output projection. `cached` says that the cache
+    is to hold the latent; the original's holds `cached_numbers` for each token.
     """
 
     module: str
@@ -45,6 +46,7 @@ class SharedLayer:
     cached: bool
     cached_numbers: int
     name: str
+    output: str | None
 
     @property
     def outputs(self) -> int:
@@ -66,7 +68,7 @@ class SharedLayer:
 
     def plan(self) -> dict[str, Any]:
         """What `modeling.share_attention` needs to know of this layer."""
-        latent = {}
+        latent: dict[str, dict[str, Any]] = {}
         for name, runs in self.rows.items():
             size, bias = self.sizes[name], getattr(self.attention.get_submodule(name), "bias", None) is not None
             latent[name] = {"size": size, "bias": bias}
@@ -121,7 +123,7 @@ def _shared_layer(base: nn.Module, layer: HeadMap, share: str) -> SharedLayer:
             )
     sizes = {name: out_by_in(module).shape[0] for name, module in modules.items()}
     first = modules[next(iter(rows))]
-    numbers = sum(len(numbers) for role in ("key", "value") for _, numbers in _rows(layer, getattr(layer, role), role))
+    cached = sum(len(found) for role in ("key", "value") for _, found in _rows(layer, getattr(layer, role), role))
     return SharedLayer(
         layer.name,
         attention,
@@ -130,9 +132,18 @@ def _shared_layer(base: nn.Module, layer: HeadMap, share: str) -> SharedLayer:
         sizes,
         tuple(name for name in query if name not in rows),
         "v" in share and "k" in share,
-        numbers,
+        cached,
         NAMES[share],
+        _output(layer),
     )
+
+
+def _output(layer: HeadMap) -> str | None:
+    """The output projection by its name within the attention module; None where it is not one module of that."""
+    parts = layer.output.parts if layer.output else ()
+    names = {part.weight.rpartition(".")[0] for part in parts}
+    name = names.pop() if len(names) == 1 else ""
+    return name.removeprefix(f"{layer.name}.") if name.startswith(f"{layer.name}.") else None
 
 
 def _rows(layer: HeadMap, projection: Projection | None, role: str) -> Iterator[tuple[str, list[int]]]:
