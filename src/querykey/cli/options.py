@@ -17,7 +17,6 @@ import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import wraps
 from pathlib import Path
 from textwrap import dedent
 from types import NoneType, UnionType
@@ -167,33 +166,20 @@ def _try_to_write(text: str, folder: Path) -> None:
         ) from None
 
 
-def whole_number(text: str) -> int:
-    """An int, or a sentence."""
-    try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected a whole number, not {text!r}") from None
+def reading(read: Callable[[str], Any], expected: str = "") -> Callable[[str], Any]:
+    """`read` for argparse, with what was expected, or else the message of its ValueError, as the parser's error."""
 
-
-def real_number(text: str) -> float:
-    """A float, or a sentence."""
-    try:
-        return float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected a number, not {text!r}") from None
-
-
-def parsed(read: Callable[[str], Any]) -> Callable[[str], Any]:
-    """`read` with the message of its ValueError as the parser's error."""
-
-    @wraps(read)
-    def reading(text: str) -> Any:
+    def read_or_refuse(text: str) -> Any:
         try:
             return read(text)
         except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
+            raise argparse.ArgumentTypeError(f"expected {expected}, not {text!r}" if expected else str(error)) from None
 
-    return reading
+    return read_or_refuse
+
+
+whole_number = reading(int, "a whole number")
+real_number = reading(float, "a number")
 
 
 def _kind(annotation: Any, names: Mapping[str, Any]) -> Any:
@@ -215,7 +201,7 @@ def _reader(kind: Any) -> dict[str, Any]:
     if kind in (int, float):
         return {"type": whole_number if kind is int else real_number, "metavar": "N"}
     if hasattr(kind, "parse"):
-        return {"type": parsed(kind.parse), "metavar": kind.__name__.upper()}
+        return {"type": reading(kind.parse), "metavar": kind.__name__.upper()}
     return {"metavar": "NAME"}
 
 
