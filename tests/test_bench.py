@@ -414,7 +414,7 @@ def test_the_summary_names_the_fastest_design_of_each_pass(result):
     other = dataclasses.replace(result, rows=(*first, *(row for row in slower if row.name != "q,k,v")))
     assert "no design is faster in training" in tables.summary(other)
     only = dataclasses.replace(result, rows=tuple(first), config=Config(designs=designs("q,k,v")))
-    assert "training is 1.25 × its lower bound" in tables.summary(only)
+    assert "Time relative to the lower bound of q,k,v: 1.25 in prefill; 1.25 in training" in tables.summary(only)
 
 
 def test_ratios_less_certain_than_their_difference_are_named(result):
@@ -424,7 +424,7 @@ def test_ratios_less_certain_than_their_difference_are_named(result):
     rows[1] = dataclasses.replace(rows[1], to_baseline=Spread(0.82, 0.4, 1.3))
     noisy = dataclasses.replace(result, rows=tuple(rows))
     said = tables.noise(noisy)
-    assert said.startswith("noise: 1 of 6 ratios to q,k,v is less certain")
+    assert said.startswith("noise: 1 of 6 ratios to another layer is less certain")
     assert "q=k,v+core=full in prefill at 32,64,128,4, 0.82 (0.40–1.30)" in said
     more = dataclasses.replace(noisy, config=dataclasses.replace(result.config, rounds=1500))  # the median is certain
     assert tables.noise(more) == ""

@@ -35,7 +35,7 @@ def title(row: Row, config: Config) -> str:
 
 
 def summary(result: Bench) -> str:
-    """One sentence: the fastest design of each pass, with what FLOPs or bytes predict.
+    """One sentence: the fastest design of each pass, with the ratio that FLOPs or bytes predict.
 
     With several shapes, ratios are geometric means over the shapes that a design is possible at.
     """
@@ -43,7 +43,8 @@ def summary(result: Bench) -> str:
     parts = [_fastest(result, what) for what in dict.fromkeys(row.what for row in result.rows)]
     shapes = len({row.shape for row in result.rows})
     over = f", over {shapes} shapes" if shapes > 1 else ""
-    return f"Time relative to {first}{over}: {'; '.join(parts)}."
+    compared = first if len(result.config.designs) > 1 else f"the lower bound of {first}"
+    return f"Time relative to {compared}{over}: {'; '.join(parts)}."
 
 
 def noise(result: Bench) -> str:
@@ -55,7 +56,7 @@ def noise(result: Bench) -> str:
     worst = max(noisy, key=lambda row: row.to_baseline.high - row.to_baseline.low)
     text, interval = ratio_texts(worst.to_baseline)
     return (
-        f"noise: {len(noisy)} of {plural(len(found), 'ratio')} to {result.config.designs[0]} "
+        f"noise: {len(noisy)} of {plural(len(found), 'ratio')} to another layer "
         f"{'is' if len(noisy) == 1 else 'are'} less certain than the difference that they show; the worst is "
         f"{worst.name} in {worst.what} at {worst.shape}, {text} ({interval}); close other programs, or raise --rounds"
     )
@@ -80,7 +81,7 @@ def _fastest(result: Bench, what: str) -> str:
     best = min(mean, key=lambda name: mean[name])
     if best == designs[0]:
         bound = geometric_mean([row.to_bound.median for row in rows[best]])
-        return f"no design is faster in {what}" if len(mean) > 1 else f"{what} is {bound:.2f} × its lower bound"
+        return f"no design is faster in {what}" if len(designs) > 1 else f"{bound:.2f} in {what}"
     predicted = geometric_mean([row.predicted or 1.0 for row in rows[best]])
     unsure = ", within the noise" * all(_unclear(row, result.config) for row in rows[best])
     counted = "bytes" if what == "decoding" else "FLOPs"
