@@ -4,23 +4,39 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import shutil
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.client import HTTPConnection
 from typing import Any
 
+import pytest
 import torch
 import uvicorn
 from torch import Tensor
 
-from querykey.explorer.notation import Bytes
 from querykey.explorer.rounding import Rounded
 from querykey.explorer.server import application, listen
 from querykey.explorer.subjects import WINDOW, Offer, Subject
+from querykey.explorer.tokenizer import ByteTokenizer
 from querykey.models.native import NativeModel
 from querykey.models.replacements import Replacements
 from querykey.transformer import Transformer
+
+
+def needed(*commands: str) -> str:
+    """The path of the first of these commands that is installed; without any, the tests of a file are skipped.
+
+    In continuous integration, where the environment variable CI is set, they fail instead.
+    """
+    found = next(filter(None, map(shutil.which, commands)), None)
+    if found is None and os.environ.get("CI"):
+        raise RuntimeError(f"{commands[0]} is not installed, without which tests of the explorer cannot run")
+    if found is None:
+        pytest.skip(f"needs {commands[0]}", allow_module_level=True)
+    return found
 
 
 def values_of(array: Rounded) -> Tensor:
@@ -34,7 +50,11 @@ def causal_subject() -> Subject:
     model = NativeModel(Transformer(256, 256, 64, dim=24, heads=2, layers=2, causal=True, positions="rotary", seed=1))
     sample = torch.randint(256, (3, 47, 1), generator=torch.Generator().manual_seed(0))
     return Subject(
-        "bytes", model, Bytes(), Replacements.of(model.layers, model.trace(sample), WINDOW), "def f(x): return x"
+        "bytes",
+        model,
+        ByteTokenizer(),
+        Replacements.of(model.layers, model.trace(sample), WINDOW),
+        "def f(x): return x",
     )
 
 

@@ -1,4 +1,4 @@
-"""The explorer without its page: the switch, notations, views, rounding, and the API with requests at random."""
+"""The explorer without its page: the switch, tokenizers, views, rounding, and the API with requests at random."""
 
 from __future__ import annotations
 
@@ -14,20 +14,25 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
+from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
+from tokenizers.models import BPE, WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from explored import ask, causal_subject, offered, served, values_of
 from querykey.bilinear import argmax_cycles
 from querykey.cli import main
+from querykey.design import Design
 from querykey.explorer import builtin, subjects
-from querykey.explorer.notation import Bytes, Naming, Numbers
+from querykey.explorer.cache import Cache
+from querykey.explorer.matrices import matrices, scores
+from querykey.explorer.measures import cycles, symmetry
 from querykey.explorer.rounding import rounded
 from querykey.explorer.server import listen
-from querykey.explorer.subjects import SETTINGS, Offer, Subject, offers
-from querykey.explorer.views import Focus, Viewer, graph, symmetry
+from querykey.explorer.subjects import SHOWN, Offer, Subject, offers
+from querykey.explorer.tokenizer import ByteTokenizer, CycleTokenizer, ModelTokenizer, NumberTokenizer
+from querykey.explorer.views import Focus, Viewer
+from querykey.models.huggingface import HuggingFaceModel, open_model
 from querykey.models.native import NativeModel
 from querykey.models.replacements import Replacements
 from querykey.transformer import Transformer
@@ -44,27 +49,29 @@ def cycle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Subject]:
 def test_the_switch_shows_the_theorem(cycle: Subject) -> None:
     viewer = Viewer(cycle)
     longest, right = {}, {}
-    for setting in SETTINGS:
-        focus = Focus(setting=setting)
+    for setting in SHOWN:
+        focus = Focus(intervention=setting)
         head = viewer.look(cycle.example, focus)["head"]
-        longest[setting] = max(map(len, head["rings"]))
-        right[setting] = viewer.effect(cycle.example, focus)["head"]["after"]["right"]
+        longest[setting] = max(map(len, head["cycles"]))
+        right[setting] = viewer.effect(cycle.example, focus)["after"]["right"]
         if setting in ("copied", "tied", "signed"):
             assert head["symmetry"] == pytest.approx(1, abs=1e-3)
-    assert longest == {"trained": 3, "copied": 1, "tied": 1, "signed": 2, "core": 3, "selfmask": 3, "cosine": 3}
+    expected = {"trained": 3, "copied": 1, "tied": 1, "signed": 2, "core": 3, "selfmask": 3, "cosine": 3}
+    del longest["key_value"]
+    assert longest == expected
     assert right["trained"] == right["core"] == 1
     assert max(right["copied"], right["tied"]) < 0.5
 
 
 def test_the_switch_under_rotary_positions() -> None:
     subject = causal_subject()
-    assert subject.settings == list(SETTINGS)
-    ids = subject.notation.encode(subject.example).ids
+    assert subject.interventions == list(SHOWN)
+    ids = subject.tokenizer.encode(subject.example).ids
     for setting in ("copied", "tied", "signed"):
-        scores = subject.model.trace(ids, subject.switch.interventions(setting, [(0, 1)])).layers[0].scores[0, 1]
+        scores = subject.model.trace(ids, subject.replacements.interventions(setting, [(0, 1)])).layers[0].scores[0, 1]
         torch.testing.assert_close(scores, scores.mT, rtol=1e-4, atol=1e-5)
     plain = subject.model.trace(ids).layers[0].scores[0, 1]
-    core = subject.model.trace(ids, subject.switch.interventions("core", [(0, 1)])).layers[0].scores[0, 1]
+    core = subject.model.trace(ids, subject.replacements.interventions("core", [(0, 1)])).layers[0].scores[0, 1]
     assert torch.corrcoef(torch.stack([plain.flatten(), core.flatten()]))[0, 1] > 0.6
 
 
@@ -89,46 +96,117 @@ def test_rounded_numbers_are_those_printed(rows: list[list[float]]) -> None:
             assert float(f"{back:.{shown}f}") == pytest.approx(back)
 
 
-def test_graph_and_symmetry_of_known_scores(cycle: Subject) -> None:
-    run = cycle.model.trace(cycle.notation.encode(cycle.example).ids)
-    found = graph(run.layers[0], 0)
-    lengths = argmax_cycles(run.layers[0].weights[0, 0])
-    on_rings = {place: len(ring) for ring in found["rings"] for place in ring}
-    assert all(lengths[place] == length for place, length in on_rings.items())
-    assert {len(ring) for ring in found["rings"]} == set(lengths.tolist())
+@given(st.integers(1, 12).flatmap(lambda n: st.lists(st.integers(0, n - 1), min_size=n, max_size=n)))
+def test_cycles_are_those_of_the_theorem_s_module(whom: list[int]) -> None:
+    found = cycles(whom)
+    lengths = argmax_cycles(torch.eye(len(whom))[whom]).tolist()
+    assert {len(cycle) for cycle in found} == set(lengths)
+    for cycle in found:
+        assert [whom[place] for place in cycle] == cycle[1:] + cycle[:1]
+        assert all(lengths[place] == len(cycle) for place in cycle)
+
+
+def test_symmetry_of_known_scores() -> None:
     one = torch.tensor([[[9.0, 1, 2], [1, 9, 3], [2, 3, 9]], [[0, 1, -2], [-1, 0, 3], [2, -3, 0]]])
     assert symmetry(one).tolist() == pytest.approx([1, -1])
     assert symmetry(torch.zeros(1, 1, 1)).tolist() == [0]
 
 
-def test_notations() -> None:
-    naming = Naming(names=5, payloads=4, length=3)
-    ids, tokens, cut = naming.encode("a>C 1, B→a3 C->B")
-    assert ids.tolist() == [[[0, 7, 11], [1, 5, 13], [2, 6, 10]]]
-    assert (tokens, cut) == (("A→C 1", "B→A 3", "C→B 0"), False)
-    assert naming.targets(ids).tolist() == [0, 1, 3]
-    for text, said in {"": "nothing to read", "A→Z 1": "does not know", "A→B A→C": "name A is there twice"}.items():
+DESIGNS = ("q,k,v", "q=k,v", "q,k=v", "q=k=v", "q=k,v+core=full", "q=k,v+core=signed", "q=k,v+cosine", "q=k=x,v")
+
+
+@pytest.mark.parametrize("design", DESIGNS)
+def test_what_a_design_implies_is_what_the_model_does(design: str) -> None:
+    model = Transformer(17, 17, 9, dim=12, heads=1, layers=1, design=design, positions="learned")
+    layer = NativeModel(model).trace(torch.arange(9)[None, :, None]).layers[0]
+    found = scores("trained", Design.parse(design))
+    assert (float(symmetry(layer.scores[0])) > 0.999) == (found in ("tied", "symmetric"))
+    assert (int(argmax_cycles(layer.scores[0]).max()) == 1) or found != "tied"
+    same = {
+        name: torch.equal(getattr(layer, name[0]), getattr(layer, name[1]))
+        for name in (("query", "key"), ("key", "value"))
+        if getattr(layer, name[0]).shape == getattr(layer, name[1]).shape
+    }
+    named = matrices("trained", Design.parse(design))
+    for (first, second), equal in same.items():
+        assert (named[first[0]] == named[second[0]]) == equal
+
+
+def test_a_cache_keeps_what_was_used_last_within_its_bound() -> None:
+    cache: Cache[str] = Cache(10, len)
+    for key, value in enumerate(("aaaa", "bbbb", "cc", "dddd")):
+        cache.find(0)
+        cache.keep(key, value)
+    assert [cache.find(key) for key in range(4)] == ["aaaa", None, "cc", "dddd"]
+    cache.keep(5, "e" * 11)
+    assert (cache.find(5), cache.find(0), cache.total) == (None, "aaaa", 10)
+    cache.keep(0, "a")
+    assert cache.total == 7
+
+
+def test_tokenizers() -> None:
+    naming = CycleTokenizer(names=5, payloads=4, length=3)
+    found = naming.encode("a>C 1, B→a3 C->B")
+    assert found.ids.tolist() == [[[0, 7, 11], [1, 5, 13], [2, 6, 10]]]
+    assert (found.tokens, found.cut) == (("A→C 1", "B→A 3", "C→B 0"), False)
+    assert naming.targets(found.ids).tolist() == [0, 1, 3]
+    for text, said in {"": "no positions", "A→Z 1": "does not know", "A→B A→C": "name A is there twice"}.items():
         with pytest.raises(ValueError, match=said):
             naming.encode(text)
-    assert Bytes().encode("é x").tokens == ("C3", "A9", "␣", "x")
-    assert Numbers(30, 2, 2).encode("1,2 3,4 5,6")[1:] == (("1,2", "3,4"), True)
+    assert ByteTokenizer().encode("é x").tokens == ("é₁", "é₂", "␣", "x")
+    assert ByteTokenizer().answers(torch.tensor([0xC3, 32, 120])) == ["C3", "␣", "x"]
+    numbers = NumberTokenizer(30, 2, 2).encode("1,2 3,4 5,6")
+    assert (numbers.tokens, numbers.cut) == (("1,2", "3,4"), True)
     with pytest.raises(ValueError, match="positions of the form N,N, each N from 0 to 29"):
-        Numbers(30, 2, 2).encode("1,40")
+        NumberTokenizer(30, 2, 2).encode("1,40")
+
+
+def test_parts_of_characters_are_called_by_their_character(tmp_path: Path) -> None:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(BPE({sign: place for place, sign in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    model = saved_model(tmp_path, len(alphabet), PreTrainedTokenizerFast(tokenizer_object=tokenizer))
+    found = ModelTokenizer(model).encode("注意 é\n")
+    assert found.tokens == ("注₁", "注₂", "注₃", "意₁", "意₂", "意₃", "␣", "é₁", "é₂", "⏎")
+    assert ModelTokenizer(model).answers(found.ids[0]) == ["E6", "B3", "A8", "E6", "84", "8F", "␣", "C3", "A9", "⏎"]
+    assert (found.cut, found.unknown, set(found.special)) == (False, 0, {False})
+
+
+def test_words_that_a_vocabulary_lacks_are_shown_as_they_are_in_the_text(tmp_path: Path) -> None:
+    words = {"[UNK]": 0, "[CLS]": 1, "the": 2, "cat": 3}
+    tokenizer = Tokenizer(WordLevel(words, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A", special_tokens=[("[CLS]", 1)])
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]", cls_token="[CLS]")
+    found = ModelTokenizer(saved_model(tmp_path, 4, fast)).encode("the 猫 cat")
+    assert found.tokens == ("[CLS]", "the", "猫?", "cat")
+    assert (found.special, found.unknown) == ((True, False, False, False), 1)
+
+
+def saved_model(folder: Path, vocabulary: int, tokenizer: Any) -> HuggingFaceModel:
+    """A small causal model with this tokenizer, from a folder."""
+    config = GPT2Config(vocab_size=vocabulary, n_positions=32, n_embd=24, n_layer=2, n_head=3)
+    torch.manual_seed(0)
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return open_model(folder)
 
 
 def test_a_trained_model_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QUERYKEY_CACHE", str(tmp_path))
     monkeypatch.setattr(builtin, "RECIPES", {"tiny": builtin.Recipe("cycle", "q,k,v", builtin.Config(steps=3, mlp=0))})
-    shares: list[float] = []
-    path = builtin.trained("tiny", shares.append)
-    assert shares == pytest.approx([1 / 3, 2 / 3, 1])
-    assert builtin.trained("tiny", shares.append) == path
-    assert len(shares) == 3
+    steps: list[tuple[str, int, int]] = []
+    path = builtin.trained("tiny", lambda *step: steps.append(step))
+    assert steps == [("train", 1, 3), ("train", 2, 3), ("train", 3, 3)]
+    assert builtin.trained("tiny", lambda *step: steps.append(step)) == path
+    assert len(steps) == 3
 
 
 def test_what_is_offered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subjects.builtin, "minilm", lambda: None)
-    assert list(offers()) == ["bytes", "cycle", "cycle-tied"]
+    assert list(offers()) == ["cycle", "cycle-tied", "bytes"]
     assert list(offers("cycle-tied")) == ["cycle-tied", "cycle", "bytes"]
     assert next(iter(offers(tmp_path))) == "given"
     with pytest.raises(ValueError, match="holds no weights"):
@@ -142,28 +220,33 @@ def test_a_run_of_compare_is_offered_whole(tmp_path: Path) -> None:
     found = offers(tmp_path)
     assert list(found)[:4] == ["run:cycle:q,k,v", "run:cycle:q=k,v", "run:shift:q,k,v", "run:shift:q=k,v"]
     subject = found["run:shift:q=k,v"].open()
-    assert (subject.kind, subject.design) == ("numbers", "q=k,v")
+    assert (subject.purpose, str(subject.design)) == ("numbers", "q=k,v")
     head = Viewer(subject).look(subject.example, Focus())["head"]
     assert head["symmetry"] == pytest.approx(1, abs=1e-3)
 
 
 def test_a_language_model_of_transformers(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    GPT2LMHeadModel(GPT2Config(vocab_size=14, n_positions=32, n_embd=24, n_layer=2, n_head=3)).save_pretrained(tmp_path)
     words = ["[UNK]", "the", "cat", "saw", "a", "dog", "and", "it", "ran", "up", "to", "one", "tree"]
     tokenizer = Tokenizer(WordLevel({word: place for place, word in enumerate(words)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]").save_pretrained(tmp_path)
+    saved_model(tmp_path, 14, PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]"))
     subject = offers(tmp_path)["given"].open()
-    assert (subject.kind, subject.model.causal, subject.settings) == ("language", True, list(SETTINGS))
+    assert (subject.purpose, subject.model.causal, subject.interventions) == ("language", True, list(SHOWN))
     viewer = Viewer(subject)
     look = viewer.look("the cat saw a dog", Focus(1, 2, "tied", "all"))
     assert look["tokens"] == ["the", "cat", "saw", "a", "dog"]
     assert look["targets"] == ["cat", "saw", "a", "dog", None]
-    assert set(look["answers"]) <= set(words) | {None}
-    effect = viewer.effect("the cat saw a dog", Focus(1, 2, "copied"))
-    assert effect["head"]["before"] == effect["all"]["before"]
-    assert effect["head"]["before"]["bits"] == pytest.approx(math.log2(14), abs=0.5)
+    logits = subject.model.trace(subject.tokenizer.encode("the cat saw a dog").ids).logits
+    assert logits is not None
+    best = logits[0].softmax(-1).topk(5)
+    for row, ids, shares in zip(look["head"]["before"]["predictions"], best.indices.tolist(), best.values, strict=True):
+        assert [name for name, _ in row] == [
+            name or f"#{id}" for name, id in zip(subject.model.tokenizer.convert_ids_to_tokens(ids), ids, strict=True)
+        ]
+        assert [share for _, share in row] == pytest.approx(shares.tolist(), abs=1e-4)
+    head, everywhere = (viewer.effect("the cat saw a dog", Focus(1, 2, "copied", scope)) for scope in ("head", "all"))
+    assert head["before"] == everywhere["before"] != everywhere["after"]
+    assert head["before"]["bits"] == pytest.approx(math.log2(14), abs=0.5)
     assert viewer.look("cat " * 50, Focus())["cut"]
 
 
@@ -182,24 +265,24 @@ def test_the_api_answers(port: int, cycle: Subject) -> None:
     status, about = ask(port, "/api/model?id=causal")
     assert (status, about["causal"], len(about["layers"])) == (200, True, 2)
     status, look = ask(port, "/api/look", {"model": "cycle", "text": cycle.example})
-    run = cycle.model.trace(cycle.notation.encode(cycle.example).ids)
+    run = cycle.model.trace(cycle.tokenizer.encode(cycle.example).ids)
     torch.testing.assert_close(
         values_of(look["head"]["scores"]), run.layers[0].scores[0, 0].double(), atol=5e-3, rtol=0
     )
     assert look["head"]["whom"] == run.layers[0].weights[0, 0].argmax(-1).tolist()
-    assert look["targets"] == look["answers"]
+    assert look["targets"] == [row[0][0] for row in look["head"]["predictions"]]
 
 
 @pytest.mark.parametrize(
     ("body", "status", "said"),
     [
         ({"model": "none", "text": "x"}, 404, "there is no model 'none'; there are cycle, causal"),
-        ({"model": "causal", "text": ""}, 400, "The text is empty"),
+        ({"model": "causal", "text": ""}, 400, "the text is empty"),
         ({"model": "causal", "text": 3}, 400, "text must be a string"),
         ({"model": "causal", "text": "x" * 200_000}, 413, "200,000 characters"),
         ({"model": "causal", "text": "x", "layer": 9}, 400, "no head 0 in layer 9"),
         ({"model": "causal", "text": "x", "head": True}, 400, "whole numbers"),
-        ({"model": "causal", "text": "x", "setting": "odd"}, 400, "setting must be one of trained, copied"),
+        ({"model": "causal", "text": "x", "intervention": "odd"}, 400, "intervention must be one of trained, copied"),
         ([1], 400, "expected a JSON object, not a list"),
     ],
 )
@@ -219,12 +302,12 @@ def test_only_our_own_page_is_answered(port: int) -> None:
     assert ask(port, "/api/look", raw=b"{" * 100_000)[0] == 400
     assert ask(port, "/api/look", raw=b"x" * 2_000_000)[0] == 413
     assert ask(port, "/page/../server.py")[0] == 404
-    assert ask(port, "/docs/..%2Fpyproject.md")[0] == 404
+    assert ask(port, "/docs/..%2Fpyproject.toml")[0] == 404
 
 
 @pytest.mark.parametrize("text", ["a", "word " * 10_000, "🚣 emoji 🧑‍🚀", "שלום עולם", "\x00\x01", "\ud800"])
 def test_any_text_is_shown(port: int, text: str) -> None:
-    status, look = ask(port, "/api/look", {"model": "causal", "text": text, "layer": 1, "setting": "copied"})
+    status, look = ask(port, "/api/look", {"model": "causal", "text": text, "layer": 1, "intervention": "copied"})
     assert status == 200
     assert look["cut"] == (len(text) > 512)
     assert len(look["tokens"]) == look["head"]["scores"]["shape"][0] <= 512
@@ -244,14 +327,14 @@ def test_the_command_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFi
     assert main(["explore", str(tmp_path), "--no-browser"]) == 2
     assert "querykey: " in capsys.readouterr().err
     assert main(["explore", "cycle", "--text", "nothing", "--export", str(tmp_path / "page.html")]) == 2
-    assert "There is nothing to read" in capsys.readouterr().err
+    assert "the text has no positions" in capsys.readouterr().err
 
 
 def test_a_model_in_the_making_says_how_far_it_is() -> None:
     going, done = threading.Event(), threading.Event()
 
     def make(progress: builtin.Progress) -> Subject:
-        progress(0.25)
+        progress("train", 1, 4)
         going.set()
         assert done.wait(30)
         return causal_subject()
@@ -262,7 +345,10 @@ def test_a_model_in_the_making_says_how_far_it_is() -> None:
     with served({"slow": Offer("slow", make), "bad": Offer("bad", refuse)}) as port:
         assert ask(port, "/api/model?id=slow")[0] == 202
         assert going.wait(30)
-        assert ask(port, "/api/look", {"model": "slow", "text": "x"}) == (202, {"share": 0.25})
+        assert ask(port, "/api/look", {"model": "slow", "text": "x"}) == (
+            202,
+            {"step": "train", "done": 1, "total": 4},
+        )
         done.set()
         assert until_made(port, "slow")[1]["kind"] == "bytes"
         assert until_made(port, "bad") == (400, {"error": "this one cannot be"})
@@ -289,7 +375,7 @@ QUERIES = st.fixed_dictionaries(
         "text": st.text(max_size=80) | st.from_regex(r"([A-L]→[A-L] [0-7] ?){1,14}", fullmatch=True) | JSON,
         "layer": st.integers(-1, 2) | JSON,
         "head": st.integers(-1, 2) | JSON,
-        "setting": st.sampled_from(SETTINGS) | JSON,
+        "intervention": st.sampled_from(SHOWN) | JSON,
         "scope": st.sampled_from(["head", "layer", "all"]) | JSON,
         "overview": st.booleans() | JSON,
     },

@@ -1,16 +1,15 @@
-"""querykey explore: a page with a real model's queries and keys, on which sharing is a switch."""
+"""querykey explore: a page that shows what happens to attention heads if queries and keys share one matrix."""
 
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import Any
 
 from querykey.cli.options import add_command, output_file, whole_number
 from querykey.extras import needs
 
 EXAMPLES = {
-    "querykey explore cycle": "a trained example in which different W_Q and W_K are needed",
+    "querykey explore cycle": "a task that one head cannot do with W_Q = W_K",
     "querykey explore ./model --text 'The cat sat.'": "a checkpoint of yours",
     "querykey explore runs/why --export page.html": "a run of compare as one file",
 }
@@ -18,14 +17,14 @@ EXAMPLES = {
 
 def add_to(commands: Any) -> None:
     """The command and its options."""
-    about = "open a page with a real model's queries and keys, on which sharing is a switch"
+    about = "open a page that shows what happens to attention heads if queries and keys share one matrix"
     parser = add_command(commands, "explore", about, _run, EXAMPLES)
     parser.add_argument(
         "model",
         nargs="?",
         metavar="MODEL",
         help="a run of compare, a checkpoint folder, a repository on the Hub, or cycle, cycle-tied, bytes, minilm "
-        "(default: MiniLM where its package is installed, else bytes, a small model that is trained now)",
+        "(default: cycle, a small model that is trained on first use)",
     )
     parser.add_argument("--text", metavar="TEXT", help="what to show first")
     parser.add_argument(
@@ -44,8 +43,7 @@ def _run(chosen: argparse.Namespace) -> int:
         from querykey.explorer.open import export, show
     given = {"text": chosen.text, "revision": chosen.revision, "trust_remote_code": chosen.trust_remote_code}
     if chosen.export:
-        path = export(chosen.model, chosen.export, tell=lambda line: print(line, file=sys.stderr), **given)
-        print(f"page: {path}")
+        print(f"page: {export(chosen.model, chosen.export, **given)}")
     else:
         show(chosen.model, port=chosen.port, browse=not chosen.no_browser, **given)
     return 0

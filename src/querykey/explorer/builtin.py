@@ -19,7 +19,8 @@ from querykey.study.plan import Cell, TaskChoice
 from querykey.study.training import train
 from querykey.tasks import make_task
 
-Progress = Callable[[float], None]
+Progress = Callable[[str, int, int], None]  # a step, how much of it is done, of how much
+NAMES = ("cycle", "cycle-tied", "minilm", "bytes")  # the first one is shown where none is asked for
 ONE_HEAD = Config(layers=1, dim=32, heads=1, head_dim=16, mlp=0, steps=300)
 TEXT = Config(layers=2, dim=64, heads=4, steps=600, batch=16, lr=5e-3)
 
@@ -53,8 +54,8 @@ def minilm() -> Path | None:
     return folder if folder and (folder / "config.json").exists() else None
 
 
-def trained(name: str, progress: Progress = lambda share: None) -> Path:
-    """The weights of one of `RECIPES`, trained now if they are not there yet; `progress` gets the share that is done.
+def trained(name: str, progress: Progress = lambda step, done, total: None) -> Path:
+    """The weights of one of `RECIPES`, trained now if they are not there yet; `progress` is told each step.
 
     One thread: these models are so small that a second one costs more than it gives.
     """
@@ -63,7 +64,7 @@ def trained(name: str, progress: Progress = lambda share: None) -> Path:
     if path.exists():
         return path
     with one_thread():
-        train(cell, path, watch=lambda step: progress(step / cell.task.config.steps))
+        train(cell, path, watch=lambda step: progress("train", step, cell.task.config.steps))
     return path
 
 

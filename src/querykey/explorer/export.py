@@ -10,20 +10,24 @@ from __future__ import annotations
 import base64
 import json
 import re
-import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from querykey.explorer.builtin import Progress
 from querykey.explorer.subjects import Subject
 from querykey.explorer.views import Focus, Viewer
 from querykey.machine import one_thread
+from querykey.models.replacements import Kind
+from querykey.report.numbers import size
 
 PAGE = Path(__file__).parent / "page"
 # fmt: off
 MODULES = (  # each after what it needs
-    "strings", "data", "draw", "tokens", "walk", "map", "compare", "heads", "controls", "main", "embedded",
+    "strings", "data", "state", "draw", "graph", "tokens", "predictions", "results", "walk", "map", "compare", "heads",
+    "controls", "main", "embedded",
 )
 # fmt: on
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'"
@@ -31,9 +35,9 @@ MOST_BYTES = 50_000_000  # of a file
 
 
 def exported(
-    subject: Subject, name: str, title: str, text: str | None = None, tell: Callable[[str], None] = print
+    subject: Subject, name: str, title: str, text: str | None = None, progress: Progress = lambda *step: None
 ) -> Iterator[str]:
-    """The page on this subject and text, as HTML in pieces; `tell` gets its expected size, then each layer.
+    """The page on this subject and text, as HTML in pieces; `progress` is told each layer that is done.
 
     Raises ValueError, before any long work, for a text that cannot be read and for a page above `MOST_BYTES`.
     """
@@ -41,13 +45,13 @@ def exported(
     viewer = Viewer(subject)
     about = viewer.about()
     with one_thread():
-        expected = _expected(viewer, text, about, tell)
+        expected = _expected(viewer, text, about)
     if expected > MOST_BYTES:
         raise ValueError(
-            f"the page would take about {expected / 1e6:.0f} MB for {_heads(about)} heads on this text; an exported "
-            f"page has at most {MOST_BYTES / 1e6:.0f} MB, so give a shorter text"
+            f"the page would take about {size(expected)} for {_heads(about)} heads on this text; an exported "
+            f"page has at most {size(MOST_BYTES)}, so give a shorter text"
         )
-    return _pieces(viewer, text, about | {"model": name, "title": title}, tell)
+    return _pieces(viewer, text, about | {"model": name, "title": title}, progress, expected)
 
 
 def bundle() -> str:
@@ -57,25 +61,30 @@ def bundle() -> str:
     return _inert(re.sub(r"^import [^;]*;\n", "", code, flags=re.M))
 
 
-def _pieces(viewer: Viewer, text: str, about: dict[str, Any], tell: Callable[[str], None]) -> Iterator[str]:
+def _pieces(viewer: Viewer, text: str, about: dict[str, Any], progress: Progress, expected: float) -> Iterator[str]:
+    step = f"layers of a page of about {size(expected)}"
+    progress(step, 0, len(about["layers"]))
     before, after = _frame()
     yield before
     effects: dict[str, Any] = {}
     for layer, shape in enumerate(about["layers"]):
         with one_thread():
             yield _script(f"layer-{layer}", _layer(viewer, text, about, layer, range(shape["heads"]), effects))
-        tell(f"layer {layer + 1} of {len(about['layers'])}")
-    look = viewer.look(text, Focus())
+        progress(step, layer + 1, len(about["layers"]))
+    look = viewer.look(text, Focus(), glance=True)
     del look["head"]
     yield _script("common", {"about": about, "text": text, "look": look, "effects": effects})
     yield after
 
 
 def _frame() -> tuple[str, str]:
-    """The page before and after its answers, with its style and code in it."""
+    """The page before and after its answers, with its styles and code in it."""
     index = (PAGE / "index.html").read_text(encoding="utf-8")
-    style = (PAGE / "style.css").read_text(encoding="utf-8")
-    index = index.replace('<link rel="stylesheet" href="page/style.css" />', f"<style>\n{style}</style>")
+    index = re.sub(
+        r'<link rel="stylesheet" href="page/(.*?)" />',
+        lambda found: f"<style>\n{(PAGE / found[1]).read_text(encoding='utf-8')}</style>",
+        index,
+    )
     charset = '<meta charset="utf-8" />'
     index = index.replace(charset, f'{charset}\n<meta http-equiv="Content-Security-Policy" content="{POLICY}" />')
     before, after = index.split('<script type="module" src="page/live.js"></script>')
@@ -87,23 +96,27 @@ def _layer(
 ) -> dict[str, Any]:
     """The answers on some heads of a layer; what does not differ from the first head as trained stands once.
 
-    The effect of changing all heads is added to `effects`.
+    The effect of an intervention in all heads is added to `effects`.
     """
-    first = viewer.look(text, Focus(layer), overview=False)["head"]
+    first = viewer.look(text, Focus(layer))["head"]
     found: dict[str, Any] = {"first": first, "heads": {}, "effects": {}}
     for head in heads:
-        trained = viewer.look(text, Focus(layer, head), overview=False)["head"]
-        found["heads"][f"trained {head}"] = _differing(trained, first)
-        for setting in about["settings"][1:]:
-            focus = Focus(layer, head, setting)
-            look = viewer.look(text, focus, overview=False)["head"]
-            found["heads"][f"{setting} {head}"] = _differing(look, trained)
-            effect = viewer.effect(text, focus, ["head"] if head else ["head", "layer"])
-            found["effects"][f"{setting} {head}"] = effect["head"]
+        trained = viewer.look(text, Focus(layer, head))["head"]
+        for intervention in _names(about):
+            focus = Focus(layer, head, intervention)
+            look = viewer.look(text, focus)["head"]
+            name = f"{intervention} {head}"
+            found["heads"][name] = _differing(look, first if intervention == "trained" else trained)
+            if about["causal"]:
+                unmasked = viewer.look(text, replace(focus, masked=False))["head"]
+                found["heads"][f"{name} unmasked"] = _differing(unmasked, look)
+            if intervention == "trained":
+                continue
+            found["effects"][name] = viewer.effect(text, focus)
             if head == 0:
-                found["effects"][setting] = effect["layer"]
-            if setting not in effects:
-                effects |= {setting: viewer.effect(text, focus, ["all"])["all"]}
+                found["effects"][intervention] = viewer.effect(text, replace(focus, scope="layer"))
+            if intervention not in effects:
+                effects[intervention] = viewer.effect(text, replace(focus, scope="all"))
     return found
 
 
@@ -111,19 +124,17 @@ def _differing(look: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in look.items() if name not in base or base[name] != value}
 
 
-def _expected(viewer: Viewer, text: str, about: dict[str, Any], tell: Callable[[str], None]) -> float:
+def _expected(viewer: Viewer, text: str, about: dict[str, Any]) -> float:
     """The size of the page in bytes, from the first heads of the first layer."""
-    start = time.perf_counter()
     tried = range(min(2, about["layers"][0]["heads"]))
-    piece = _layer(viewer, text, about, 0, tried, dict.fromkeys(about["settings"]))
+    piece = _layer(viewer, text, about, 0, tried, dict.fromkeys(_names(about)))
     once = len(_script("", {"first": piece["first"]}))
-    last = {name: value for name, value in piece["heads"].items() if name.endswith(f" {tried[-1]}")}
-    each = len(_script("", last))
-    heads = _heads(about)
-    size = once * len(about["layers"]) + each * heads
-    minutes = (time.perf_counter() - start) / len(tried) * heads / 60
-    tell(f"{heads} heads with {len(about['settings'])} settings: about {size / 1e6:.1f} MB, {minutes:.1f} minutes")
-    return size
+    last = {name: value for name, value in piece["heads"].items() if f" {tried[-1]}" in name}
+    return once * len(about["layers"]) + len(_script("", last)) * _heads(about)
+
+
+def _names(about: dict[str, Any]) -> list[Kind]:
+    return [one["name"] for one in about["interventions"]]
 
 
 def _heads(about: dict[str, Any]) -> int:

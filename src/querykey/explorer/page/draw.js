@@ -1,7 +1,6 @@
-// Small pieces of drawing: elements, bars, heat maps, the graph of who attends most to whom.
+// Small pieces of drawing: elements, bars, heat maps and their colour scale.
 
 const SVG = "http://www.w3.org/2000/svg";
-let unique = 0;
 
 export function el(name, attributes = {}, ...children) {
   return filled(document.createElement(name), attributes, children);
@@ -19,6 +18,12 @@ function filled(element, attributes, children) {
   }
   element.append(...children.filter((child) => child !== null && child !== undefined));
   return element;
+}
+
+// A select of [value, text] pairs.
+export function select(id, options, chosen, change, attributes = {}) {
+  const entries = options.map(([value, text]) => el("option", { value, selected: value === chosen }, text));
+  return el("select", { id, onchange: (event) => change(event.target.value), ...attributes }, ...entries);
 }
 
 export function escaped(text) {
@@ -47,23 +52,28 @@ export function bars(values, { colour, most, height = 40, label, tall = false })
   );
 }
 
-function colourOf(name) {
-  const text = getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-  return [1, 3, 5].map((i) => parseInt(text.slice(i, i + 2), 16));
+// The colours of a heat map, as they are in this theme: for 0, for 1, for −1, for what is masked.
+function palette() {
+  const probe = document.documentElement.appendChild(el("i"));
+  const found = ["--ground", "--heat", "--cold", "--closed"].map((name) => {
+    probe.style.color = `var(${name})`;
+    return getComputedStyle(probe).color.match(/[\d.]+/g).slice(0, 3).map(Number);
+  });
+  probe.remove();
+  return found;
 }
 
-// `share(i, j)` is in −1 … 1; null where nothing may be.
-export function heat(canvas, size, share) {
-  const [ground, high, low, closed] = ["--ground", "--heat", "--cold", "--closed"].map(colourOf);
-  canvas.width = size;
-  canvas.height = size;
+// `value(i, j)` is in −1 … 1; null where nothing may be. The root makes small values visible.
+export function heat(canvas, height, width, value) {
+  const [ground, high, low, closed] = palette();
+  Object.assign(canvas, { width, height });
   const context = canvas.getContext("2d");
-  const image = context.createImageData(size, size);
-  for (let i = 0, at = 0; i < size; i += 1) {
-    for (let j = 0; j < size; j += 1, at += 4) {
-      const value = share(i, j);
-      const goal = value === null ? closed : value < 0 ? low : high;
-      const part = value === null ? 1 : Math.sqrt(Math.min(1, Math.abs(value)));
+  const image = context.createImageData(width, height);
+  for (let i = 0, at = 0; i < height; i += 1) {
+    for (let j = 0; j < width; j += 1, at += 4) {
+      const here = value(i, j);
+      const goal = here === null ? closed : here < 0 ? low : high;
+      const part = here === null ? 1 : Math.sqrt(Math.min(1, Math.abs(here)));
       for (let c = 0; c < 3; c += 1) image.data[at + c] = ground[c] + (goal[c] - ground[c]) * part;
       image.data[at + 3] = 255;
     }
@@ -71,83 +81,19 @@ export function heat(canvas, size, share) {
   context.putImageData(image, 0, 0);
 }
 
-// The share of a heat map's colour for each pair of tokens of a head.
-export function shading(head, show) {
-  const { scores, weights } = head;
-  let most = 1e-9;
-  const size = scores.shape[0];
-  if (show === "scores") {
-    for (const whole of scores.values) most = Math.max(most, Math.abs(whole));
-  }
+// The scale of a heat map, from `low` (0 or −1) to 1, with the texts of its marks below it.
+export function colourScale(low, marks) {
+  const steps = 100;
+  const canvas = el("canvas", { class: "heat", "aria-hidden": true });
+  heat(canvas, 1, steps, (_, j) => low + ((1 - low) * j) / (steps - 1));
+  return el("div", { class: "scale" }, canvas, el("div", { class: "marks" }, ...marks.map((text) => el("span", {}, text))));
+}
+
+// The value of a heat map's colour for each pair of tokens of a head.
+export function shading({ scores, weights }, show) {
+  const most = scores.largest() || 1e-9;
   return (i, j) => {
-    const at = i * size + j;
-    if (weights.values[at] === null) return null;
-    return show === "scores" ? scores.values[at] / most : weights.values[at] / weights.scale;
+    if (!weights.has(i, j)) return null;
+    return show === "scores" ? scores.at(i, j) / most : weights.at(i, j);
   };
-}
-
-export function kindOfRing(ring) {
-  return ring.length === 1 ? "loop" : ring.length === 2 ? "pair" : "ring";
-}
-
-export function graph(tokens, head, { chosen = -1, choose = null, label }) {
-  const count = tokens.length;
-  const middle = 210;
-  const radius = count > 60 ? 190 : 150;
-  const small = count > 60;
-  const place = (i, r) => {
-    const angle = (2 * Math.PI * i) / count - Math.PI / 2;
-    return [middle + r * Math.cos(angle), middle + r * Math.sin(angle), angle];
-  };
-  const kind = new Array(count).fill("path");
-  for (const ring of head.rings) for (const i of ring) kind[i] = kindOfRing(ring);
-  unique += 1;
-  const mark = (name) => `arrow-${name}-${unique}`;
-  const root = svg("svg", { class: "graph", viewBox: "0 0 420 420", role: "img", "aria-label": label });
-  const heads = svg("defs");
-  for (const name of ["path", "pair", "ring"]) {
-    const arrow = svg("marker", { id: mark(name), viewBox: "0 0 8 8", refX: 7, refY: 4, markerWidth: 8, markerHeight: 8, markerUnits: "userSpaceOnUse", orient: "auto" });
-    arrow.append(svg("path", { d: "M0 .5 8 4 0 7.5z", class: `fill-${name}` }));
-    heads.append(arrow);
-  }
-  root.append(heads);
-  const order = [...Array(count).keys()].sort((a, b) => weight(a) - weight(b));
-  function weight(i) {
-    return (kind[i] === "path" ? 0 : 1) + (i === chosen ? 2 : 0);
-  }
-  for (const i of order) {
-    const name = kind[i];
-    const chosenClass = i === chosen ? " chosen" : "";
-    if (head.whom[i] === i) {
-      const [x, y] = place(i, radius - 11);
-      root.append(svg("circle", { cx: x, cy: y, r: 8, class: `edge loop${chosenClass}` }));
-      continue;
-    }
-    const [x1, y1] = place(i, radius - 5);
-    const [x2, y2] = place(head.whom[i], radius - 7);
-    const distance = Math.min(Math.abs(i - head.whom[i]), count - Math.abs(i - head.whom[i])) / (count / 2);
-    const pull = 0.75 - 0.55 * distance;
-    const side = name === "pair" ? 16 : 0; // there and back side by side
-    const length = Math.hypot(x2 - x1, y2 - y1) || 1;
-    const bx = (x1 + x2) / 2 + ((middle - (x1 + x2) / 2) * (1 - pull)) / 1.3 - ((y2 - y1) / length) * side;
-    const by = (y1 + y2) / 2 + ((middle - (y1 + y2) / 2) * (1 - pull)) / 1.3 + ((x2 - x1) / length) * side;
-    root.append(svg("path", { d: `M${x1} ${y1}Q${bx} ${by} ${x2} ${y2}`, class: `edge ${name}${chosenClass}`, "marker-end": `url(#${mark(name)})` }));
-  }
-  tokens.forEach((token, i) => {
-    const [x, y] = place(i, radius);
-    const [tx, ty, angle] = place(i, radius + 9);
-    const node = svg("g", { class: `node ${kind[i]}${i === chosen ? " chosen" : ""}` });
-    node.append(svg("circle", { cx: x, cy: y, r: small ? 2 : 4 }));
-    if (!small || kind[i] === "ring" || i === chosen) {
-      const flipped = Math.cos(angle) < -0.01;
-      const turn = ((angle * 180) / Math.PI + (flipped ? 180 : 0)).toFixed(1);
-      const text = svg("text", { x: tx, y: ty, transform: `rotate(${turn} ${tx} ${ty})`, "text-anchor": flipped ? "end" : "start", dy: "0.35em" });
-      text.textContent = token.length > 9 ? `${token.slice(0, 8)}…` : token;
-      node.append(text);
-    }
-    node.append(svg("title", {}, token));
-    if (choose) node.addEventListener("click", () => choose(i));
-    root.append(node);
-  });
-  return root;
 }

@@ -10,27 +10,31 @@ async function inflated(id) {
 }
 
 class Embedded {
+  exported = true;
+  pieces = {};
+
   constructor(common) {
-    Object.assign(this, common, { exported: true, pieces: {} });
+    this.common = common;
   }
 
   async models() {
-    const { model, title } = this.about_;
-    return { model, text: this.text, models: [{ id: model, title }] };
+    const { model, title } = this.common.about;
+    return { model, text: this.common.text, models: [{ id: model, title }] };
   }
 
   async about() {
-    return this.about_;
+    return this.common.about;
   }
 
-  async look({ layer, head, setting }) {
+  async look({ layer, head, intervention, masked }) {
     const { first, heads } = await this.piece(layer);
-    return opened(structuredClone({ ...this.look_, head: { ...first, ...heads[`trained ${head}`], ...heads[`${setting} ${head}`] } }));
+    const found = [`trained ${head}`, `${intervention} ${head}`, masked ? "" : `${intervention} ${head} unmasked`].map((key) => heads[key]);
+    return opened(structuredClone({ ...this.common.look, head: Object.assign({}, first, ...found) }));
   }
 
-  async effect({ layer, head, setting }) {
+  async effect({ layer, head, intervention, scope }) {
     const { effects } = await this.piece(layer);
-    return { head: effects[`${setting} ${head}`], layer: effects[setting], all: this.effects[setting] };
+    return { head: effects[`${intervention} ${head}`], layer: effects[intervention], all: this.common.effects[intervention] }[scope];
   }
 
   piece(layer) {
@@ -39,9 +43,4 @@ class Embedded {
   }
 }
 
-async function open() {
-  const { about, look, ...rest } = await inflated("common");
-  await start(new Embedded({ about_: about, look_: look, ...rest }));
-}
-
-open();
+inflated("common").then((common) => start(new Embedded(common)));

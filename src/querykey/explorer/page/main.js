@@ -1,30 +1,29 @@
 // The page: what is chosen, what is asked for, what is drawn.
 
-import { compare, scopes } from "./compare.js";
-import { controls, strip } from "./controls.js";
+import { compare } from "./compare.js";
+import { controls, header, strip } from "./controls.js";
 import { Gone, Server, Trouble } from "./data.js";
 import { el } from "./draw.js";
 import { heads } from "./heads.js";
 import { map, pairText } from "./map.js";
-import { has, language, setLanguage, t } from "./strings.js";
+import { DEFAULTS, fitted, fromHash, queries, scopes, toHash } from "./state.js";
+import { language, setLanguage, t } from "./strings.js";
 import { firstToken, mostAttended } from "./tokens.js";
 import { walk } from "./walk.js";
 
-const VIEWS = { walk, map, compare, heads };
-const CLAIMS = { walk: ["c1"], map: ["c1", "c2"], compare: ["c4", "c3", "c6"], heads: ["c1"] };
-const CLAIMS_PAGE = { en: "docs/why.md", zh: "docs/why.zh-CN.md" }; // in the project's repository
+const VIEWS = { compare, walk, map, heads };
+const CLAIMS = { compare: ["c1", "c2", "c4", "c6"], walk: ["c1"], map: ["c1", "c2"], heads: ["c3"] };
+const CLAIMS_PAGE = { en: "docs/why.md", zh: "docs/why.zh-CN.md" };
 
-const state = {
-  view: "walk", model: null, text: "", layer: null, head: null, setting: "trained", scope: "head",
-  i: null, j: null, a: "trained", b: "copied", sort: "symmetry", show: "pattern", order: "text", allRows: false, focus: null,
+const state = { ...DEFAULTS };
+const page = {
+  state, about: null, looks: [], look: null, effects: {}, models: [], exported: false, documents: false,
+  views: Object.keys(VIEWS), set, pair, choose: (id) => trying(choose, id), setText, changeLanguage, changeTheme,
 };
-
-const page = { state, about: null, look: null, sides: null, overview: null, effects: {}, exported: false, views: Object.keys(VIEWS), set, pair };
 let source = new Server();
-let offered = [];
+let answered = ""; // the queries that `page.looks` answers
 let newest = 0; // requests and drawings, so that what comes late is not drawn
 let drawings = 0;
-let opening = false; // a model, so that what is chosen now would be of the one before
 let typing = 0; // a timer, while the text is being written
 
 export async function start(given = null) {
@@ -32,67 +31,61 @@ export async function start(given = null) {
   page.exported = source.exported;
   setLanguage(stored("language") ?? (navigator.language.startsWith("zh") ? "zh" : "en"));
   if (stored("theme")) document.documentElement.dataset.theme = stored("theme");
-  const keys = new Set(Object.keys(state));
-  for (const [name, value] of new URLSearchParams(location.hash.slice(1))) {
-    if (keys.has(name) && ["view", "a", "b", "sort", "show", "setting", "scope"].includes(name)) state[name] = value;
-    if (["layer", "head", "i", "j"].includes(name)) state[name] = Number(value) || 0;
-  }
-  if (!VIEWS[state.view]) state.view = "walk";
   await trying(async () => {
     const found = await source.models();
-    offered = found.models;
-    state.text = found.text ?? "";
-    frame();
-    await choose(found.model ?? offered[0].id, found.text);
+    Object.assign(page, { models: found.models, documents: found.documents });
+    await follow({ model: found.model, text: found.text });
+    addEventListener("hashchange", () => trying(follow));
   });
 }
 
-async function choose(model, text = null) {
-  const before = state.model;
+// Shows what the address says, over what the page began with.
+async function follow(begun = {}) {
+  const wanted = { ...begun, ...fromHash(location.hash) };
+  const model = page.models.some(({ id }) => id === wanted.model) ? wanted.model : (begun.model ?? state.model ?? page.models[0].id);
+  Object.assign(state, DEFAULTS, { model: state.model }, wanted, { model: state.model });
+  if (!VIEWS[state.view]) state.view = DEFAULTS.view;
+  if (model !== state.model) await choose(model, wanted);
+  else await refresh();
+}
+
+// Opens another model, and shows `wanted` of it; what is chosen until then belongs to the one before.
+async function choose(model, wanted = {}) {
+  const before = [state.model, page.look];
   const mine = (newest += 1);
   state.model = model;
-  opening = true;
+  page.look = null;
   busy(true);
-  frame();
-  notice(t("loading"));
-  const waited = (share) => mine === newest && notice(share > 0 ? t("training", { share: Math.round(100 * share) }) : t("loading"));
+  header(page);
+  const waited = (answer) => mine === newest && notice(waiting(answer));
+  waited({});
   try {
     const about = await source.about(model, waited);
     if (mine !== newest) return;
-    page.about = about;
+    Object.assign(page, { about, effects: {} });
+    Object.assign(state, { text: null, layer: null, head: null, i: null, j: null }, wanted, { model });
   } catch (error) {
     if (mine !== newest) return;
-    state.model = page.about ? before : model;
-    frame();
+    if (page.about) [state.model, page.look] = before;
+    header(page);
     throw error;
-  } finally {
-    if (mine === newest) opening = false;
   }
-  const first = page.look === null;
-  const { layers, settings } = page.about;
-  if (!first || state.layer === null) [state.layer, state.head] = page.about.first;
-  state.text = text ?? page.about.example;
-  Object.assign(state, { i: first ? state.i : null, j: first ? state.j : null, allRows: false });
-  state.layer = Math.min(state.layer, layers.length - 1);
-  state.head = Math.min(state.head, layers[state.layer].heads - 1);
-  for (const name of ["setting", "a", "b"]) if (!settings.includes(state[name])) state[name] = settings[0];
-  if (!scopes(page.about).includes(state.scope)) state.scope = "head";
-  page.effects = {};
-  frame();
+  Object.assign(state, fitted(state, page.about));
+  header(page);
   await refresh();
 }
 
+function waiting({ step, done, total, share }) {
+  if (!step) return t("opening");
+  return `${t(`step.${step}`)} ${total > 1 ? `${Math.round((100 * done) / total)} %` : ""}`;
+}
+
 // Changes what is chosen; asks for new numbers where they are needed, else only draws.
-function set(changes) {
-  if (opening) return;
-  const asks = ["text", "layer", "head", "setting", "scope", "a", "b"].some((name) => name in changes && changes[name] !== state[name]);
-  const sides = changes.view === "compare" && !page.sides;
-  if ("text" in changes || "layer" in changes || "head" in changes) page.effects = {};
-  Object.assign(state, { focus: null }, changes);
-  if ("text" in changes) Object.assign(state, { i: null, j: null, allRows: false });
-  state.head = Math.min(state.head, page.about.layers[state.layer].heads - 1);
-  if (asks || sides) trying(refresh);
-  else draw();
+function set(changes, focus = null) {
+  if (!page.look) return;
+  if ("measure" in changes) state.least = null;
+  Object.assign(state, changes);
+  trying(refresh, focus);
 }
 
 // Another pair of tokens under the pointer: only what speaks of the pair is drawn again.
@@ -100,47 +93,61 @@ function pair(j, i = state.i) {
   if (j === state.j && i === state.i) return;
   if (state.view === "walk") {
     state.j = j;
-    const old = document.getElementById("step-3");
     const fresh = el("div");
     walk(fresh, page);
-    old.replaceWith(fresh.querySelector("#step-3"));
+    document.getElementById("step-3").replaceWith(fresh.querySelector("#step-3"));
     for (const row of document.querySelectorAll("tr[data-j]")) row.classList.toggle("paired", Number(row.dataset.j) === j);
-  } else {
+  } else if (document.getElementById("pair")) {
     document.getElementById("pair").innerHTML = pairText(i, j, page.look);
   }
 }
 
-async function refresh() {
+async function refresh(focus = null) {
+  Object.assign(state, fitted(state, page.about));
+  const wanted = queries(state);
+  const key = JSON.stringify(wanted);
+  if (key === answered && page.look) return draw(focus);
   const mine = (newest += 1);
-  const { model, text, layer, head, setting, scope } = state;
-  const query = (chosen) => ({ model, text, layer, head, setting: chosen, scope });
   busy(true);
-  const look = await source.look({ ...query(setting), overview: true });
-  let sides = null;
-  if (state.view === "compare") {
-    const ask = (chosen) => (chosen === setting ? look : source.look({ ...query(chosen), overview: false }));
-    const [a, b] = await Promise.all([ask(state.a), ask(state.b)]);
-    sides = { a, b };
-  }
+  const looks = await Promise.all(wanted.map((query, n) => (n && query.intervention === wanted[0].intervention ? null : source.look(query))));
   if (mine !== newest) return;
-  Object.assign(page, { look, sides, overview: look.overview });
-  if (state.i === null || state.i >= look.tokens.length) state.i = firstToken(look);
-  if (state.j === null || state.j >= look.tokens.length) state.j = mostAttended(look, state.i);
+  show(looks.map((look) => look ?? looks[0]), key, focus);
+  await effects(wanted, mine);
+}
+
+function show(looks, key, focus) {
+  const same = page.look && String(page.look.tokens) === String(looks[0].tokens);
+  Object.assign(page, { looks, look: looks[0] });
+  answered = key;
+  const length = page.look.tokens.length;
+  if ((page.shown && !same) || state.i === null || state.i >= length) state.i = firstToken(page.look);
+  if ((page.shown && !same) || state.j === null || state.j >= length) state.j = mostAttended(page.look, state.i);
+  page.shown = true;
   notice("");
-  draw();
-  const wanted = sides ? [state.a, state.b] : [setting];
-  for (const chosen of new Set(wanted)) {
-    if (chosen === "trained" || page.effects[chosen]) continue;
-    const found = await source.effect(query(chosen));
-    if (mine !== newest) return;
-    page.effects[chosen] = found;
-    draw();
+  draw(focus);
+}
+
+// What the interventions change in the output, one after the other, since each runs the model.
+async function effects(wanted, mine) {
+  const of = JSON.stringify([state.model, state.text, state.layer, state.head]);
+  if (page.effects.of !== of) page.effects = { of };
+  const names = [...new Set(wanted.map(({ intervention }) => intervention))].filter((name) => name !== "trained");
+  const order = [...new Set([state.scope, ...scopes(page.about)])];
+  for (const scope of order) {
+    for (const intervention of names) {
+      page.effects[intervention] ??= {};
+      if (page.effects[intervention][scope]) continue;
+      const found = await source.effect({ ...wanted[0], intervention, scope });
+      if (mine !== newest) return;
+      if (found) page.effects[intervention][scope] = found;
+      draw();
+    }
   }
 }
 
-async function trying(work) {
+async function trying(work, ...given) {
   try {
-    await work();
+    await work(...given);
   } catch (error) {
     if (error instanceof Gone) return void waitForServer();
     if (!(error instanceof Trouble)) throw error;
@@ -149,74 +156,50 @@ async function trying(work) {
   }
 }
 
-let waiting = false;
+let asleep = false;
 
 async function waitForServer() {
-  if (waiting) return;
-  waiting = true;
+  if (asleep) return;
+  asleep = true;
   notice(t("gone"), true);
-  for (;;) {
-    await new Promise((done) => setTimeout(done, 1000));
-    const found = await source.models().catch(() => null);
-    if (found) break;
-  }
-  waiting = false;
+  do await new Promise((done) => setTimeout(done, 1000));
+  while (!(await source.models().catch(() => null)));
+  asleep = false;
   notice("");
   await trying(async () => {
-    if (!page.about) return choose(state.model ?? offered[0]?.id ?? (await source.models()).models[0].id);
-    await source.about(state.model, () => notice(t("loading")));
+    if (!page.about) return choose(state.model ?? (await source.models()).models[0].id);
+    await source.about(state.model, (answer) => notice(waiting(answer)));
     return refresh();
   });
 }
 
-// The parts around the view: they stay while numbers come and go.
-function frame() {
-  document.title = t("title");
-  const top = document.getElementById("top");
-  const names = offered.map(({ id, title }) => el("option", { value: id, selected: id === state.model }, has(`model.${id}`) ? t(`model.${id}`) : title));
-  const model = el("select", { id: "model", onchange: (event) => trying(() => choose(event.target.value)) }, ...names);
-  const other = el("button", { id: "language", class: "quiet", lang: language === "zh" ? "en" : "zh-Hans", onclick: changeLanguage }, t("language"));
-  const theme = el("button", { id: "theme", class: "quiet", "aria-label": t("theme"), title: t("theme"), onclick: changeTheme }, "◐");
-  top.replaceChildren(
-    el("div", { class: "title" }, el("h1", {}, t("title")), el("span", { class: "tools" }, other, theme)),
-    el("p", { class: "lead", html: t("lead") }),
-    el("p", { class: "row" }, el("label", { for: "model" }, t("model")), model, page.about ? el("span", { class: "muted" }, t(`about.${page.about.kind}`)) : null),
-    el("p", { class: "row" }, el("label", { for: "text" }, t("text")), textField()),
-    source.exported ? el("p", { class: "small muted" }, t("exported")) : "",
-  );
-}
-
-function textField() {
-  const field = el("textarea", { id: "text", rows: 2, spellcheck: false, dir: "auto", disabled: source.exported });
-  field.value = state.text;
-  field.addEventListener("input", () => {
-    busy(true);
-    clearTimeout(typing);
-    typing = setTimeout(() => {
-      typing = 0;
-      set({ text: field.value });
-    }, 250);
-  });
-  return field;
+function setText(text) {
+  busy(true);
+  clearTimeout(typing);
+  typing = setTimeout(() => {
+    typing = 0;
+    set({ text });
+  }, 250);
 }
 
 function changeLanguage() {
   setLanguage(language === "zh" ? "en" : "zh");
   store("language", language);
-  frame();
+  header(page);
   if (page.look) draw();
   document.getElementById("language").focus();
 }
 
 function changeTheme() {
-  const dark = getComputedStyle(document.documentElement).colorScheme.includes("dark");
+  const { theme } = document.documentElement.dataset;
+  const dark = theme ? theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
   document.documentElement.dataset.theme = dark ? "light" : "dark";
   store("theme", dark ? "light" : "dark");
   if (page.look) draw();
 }
 
-function draw() {
-  const kept = state.focus ?? document.activeElement?.id;
+function draw(focus = null) {
+  const kept = focus ?? document.activeElement?.id;
   controls(page);
   strip(page);
   const main = document.getElementById("view");
@@ -226,23 +209,34 @@ function draw() {
   main.append(next(), claims());
   if (kept && kept !== "text") document.getElementById(kept)?.focus({ preventScroll: true });
   busy(typing !== 0);
+  remember();
   document.body.dataset.drawn = drawings += 1;
+}
+
+// The address says what is shown, so that it can be sent to somebody.
+function remember() {
+  const hash = toHash(state, { text: page.about.example });
+  try {
+    history.replaceState(null, "", hash ? `#${hash}` : location.pathname + location.search);
+  } catch {
+    // a page in a frame has no address
+  }
 }
 
 function next() {
   const following = page.views[page.views.indexOf(state.view) + 1];
   if (!following) return el("span");
-  return el("p", {}, el("button", { class: "next", onclick: () => toTop(following) }, t("next", { view: t(`view.${following}`) })));
-}
-
-function toTop(view) {
-  set({ view, focus: `tab-${view}` });
-  document.getElementById("controls").scrollIntoView({ block: "start" });
+  const go = () => {
+    set({ view: following }, `tab-${following}`);
+    document.getElementById("controls").scrollIntoView({ block: "start" });
+  };
+  return el("p", {}, el("button", { class: "next", onclick: go }, t("next", { view: t(`view.${following}`) })));
 }
 
 function claims() {
-  const links = CLAIMS[state.view].map((name) => el("li", {}, el("a", { href: `${CLAIMS_PAGE[language]}#${name}` }, t(`claim.${name}`))));
-  return el("aside", { class: "claims" }, el("h4", {}, t("claim")), el("ul", {}, ...links));
+  const written = (name) => t(`claim.${name}`);
+  const link = (name) => (page.documents ? el("a", { href: `${CLAIMS_PAGE[language]}#${name}`, target: "_blank" }, written(name)) : written(name));
+  return el("aside", { class: "claims" }, el("h4", {}, t("claim")), el("ul", {}, ...CLAIMS[state.view].map((name) => el("li", {}, link(name)))));
 }
 
 function busy(is) {

@@ -1,8 +1,10 @@
-// The walk of one token through one head: x → q, k, v → products → scores → mask → softmax → weighted sum.
+// One token through one head, step by step: x → q, k, v → products → scores → mask → softmax → weighted sum → answers.
 
 import { percent, printed } from "./data.js";
-import { bars, el, quoted } from "./draw.js";
-import { t } from "./strings.js";
+import { bars, el, quoted, select } from "./draw.js";
+import { predictionsAt, rightAnswer } from "./predictions.js";
+import { results } from "./results.js";
+import { explained, plain, t } from "./strings.js";
 
 const SHOWN = 40; // rows, unless all are asked for
 const LARGEST = 4; // values in the sum
@@ -11,21 +13,23 @@ export function walk(root, page) {
   const { state, about, look } = page;
   const { head, tokens } = look;
   const names = { i: quoted(tokens[state.i]), j: quoted(tokens[state.j]), layer: head.layer, dim: head.x.shape[1] };
+  const now = about.interventions.find(({ name }) => name === state.intervention);
   root.append(
-    step(1, names, list(head.x, state.i, "x", names)),
-    step(2, names, projections(head, state.i, page), rotary(about, head)),
-    step(3, names, meeting(head, state, tokens, page)),
-    step(4, { ...names, mask: t(`walk.mask.${head.mask}`, { i: names.i }) }, scoreboard(head, state, tokens, page)),
-    step(5, names, mixture(head, state.i, tokens), answer(look, state.i, names)),
+    results(page) ?? "",
+    step(1, names, list(head.x, state.i, "x")),
+    step(2, { ...names, said: explained(now.name, about) }, projections(head, state.i, now, about), rotary(about, head)),
+    step(3, names, meeting(head, state, tokens, now)),
+    step(4, { ...names, mask: t(`walk.mask.${head.mask}`, names) }, scoreboard(head, state, tokens, page)),
+    step(5, names, mixture(head, state.i, tokens)),
   );
+  if (head.predictions) root.append(step(6, names, answers(look, state)));
 }
 
-// What a model with answers says at this token, and whether that is right, where anybody knows.
-function answer({ answers, targets }, i, names) {
-  if (!answers) return null;
-  const [said, right] = [answers[i], targets?.[i]];
-  const verdict = right ? (said === right ? t("walk.right") : t("walk.wrong", { b: quoted(right) })) : "";
-  return el("p", { class: "verdict answer", html: `${t("walk.answer", { ...names, a: quoted(said) })} ${verdict}` });
+// The likeliest answers at this token, as trained and now.
+function answers({ head, targets }, { i, intervention }) {
+  const column = (name, predictions) => el("div", {}, el("h4", {}, plain(`set.${name}`)), predictionsAt(predictions, i, targets?.[i]));
+  const before = head.before ? [column("trained", head.before.predictions)] : [];
+  return el("div", {}, el("div", { class: "two" }, ...before, column(intervention, head.predictions)), rightAnswer(targets, i));
 }
 
 function step(number, names, ...drawings) {
@@ -61,31 +65,16 @@ function list(vectors, i, role, { label = role, most, note } = {}) {
   );
 }
 
-const MATRICES = {
-  copied: ["W_Q", "W_Q"],
-  tied: ["W", "W"],
-  signed: ["W C", "W"],
-  core: ["W C", "W"],
-};
-const OWN = { one: ["W", "W"], core: ["W C", "W"], two: ["W_Q", "W_K"] };
-
-function kindOfOwn({ design }) {
-  if (!/q=k/.test(design ?? "")) return "two";
-  return /core/.test(design) ? "core" : "one";
-}
-
-function projections(head, i, { state, about }) {
-  const [query, key] = MATRICES[state.setting] ?? OWN[kindOfOwn(about)];
-  const shared = query === key;
+function projections(head, i, { matrices }, { layers }) {
+  const shared = matrices.q === matrices.k;
   const most = Math.max(...["q", "k"].flatMap((role) => head[role].row(i).map(Math.abs)));
-  const rows = [["q", query], ["k", key], ["v", "W_V"]].map(([role, name]) => {
-    const size = head[role].shape[1];
-    const note = role === "k" && shared && about.layers[head.layer].positions !== "rotary" ? t("walk.same") : null;
+  const rows = ["q", "k", "v"].map((role) => {
+    const note = role === "k" && shared && layers[head.layer].positions !== "rotary" ? t("walk.same") : null;
     return el(
       "div",
       { class: `projection ${role}` },
       el("span", { class: "times" }, el("span", { class: "x" }, "x"), " · "),
-      el("span", { class: `matrix ${role}${shared && role === "k" ? " shared" : ""}` }, matrixName(name), shape(head.x.shape[1], size)),
+      el("span", { class: `matrix ${role}${shared && role === "k" ? " shared" : ""}` }, el("b", { html: matrices[role] }), shape(head.x.shape[1], head[role].shape[1])),
       el("span", { class: "times" }, " = "),
       list(head[role], i, role, { most: role === "v" ? undefined : most, note }),
     );
@@ -93,31 +82,20 @@ function projections(head, i, { state, about }) {
   return el("div", { class: "projections" }, ...rows);
 }
 
-function matrixName(name) {
-  const [base, index] = name.split("_");
-  return index ? el("b", {}, base, el("sub", {}, index)) : el("b", {}, name);
-}
-
-// What the scores are bound to be: "one" matrix, so positive; a "mirror" of themselves; or "any".
-export function kindOfScores({ design }, setting) {
-  if (["copied", "tied"].includes(setting)) return "one";
-  if (setting === "signed") return "mirror";
-  const core = /core=(\w+)/.exec(design ?? "")?.[1];
-  if (setting === "core" || !/q=k/.test(design ?? "") || core === "full") return "any";
-  return core ? "mirror" : "one";
-}
-
-function meeting(head, { i, j, setting }, tokens, { about }) {
+function meeting(head, { i, j }, tokens, { scores }) {
   if (i === j && tokens.length > 1) {
     const only = el("div", { class: "meetings" }, direction(head, i, i, tokens));
     return el("div", {}, only, el("p", { class: "small", html: t("walk.3.self", { i: quoted(tokens[i]) }) }));
   }
   const difference = Math.abs(head.scores.at(i, j) - head.scores.at(j, i));
-  const kind = kindOfScores(about, setting);
-  const cored = setting === "core" || (kindOfOwn(about) === "core" && kind === "any");
-  const said = difference < 1e-9 ? `walk.${kind}` : cored ? "walk.differ.core" : "walk.differ";
-  const verdict = difference > 1e-9 || kind !== "any" ? el("p", { class: "verdict", html: t(said, { x: printed(difference, 2) }) }) : null;
-  return el("div", {}, el("div", { class: "meetings" }, direction(head, i, j, tokens), direction(head, j, i, tokens)), verdict);
+  const same = difference < 1e-9;
+  const said = same ? `walk.same.${scores}` : `walk.differ.${scores}`;
+  return el(
+    "div",
+    {},
+    el("div", { class: "meetings" }, direction(head, i, j, tokens), direction(head, j, i, tokens)),
+    el("p", { class: "verdict", html: t(said, { x: printed(difference, 2) }) }),
+  );
 }
 
 // One direction: the query of one token above the key of the other, their products, the sum, the score.
@@ -157,11 +135,11 @@ function sums(head, score, kind, number) {
 function scoreboard(head, state, tokens, page) {
   const { i } = state;
   const order = [...tokens.keys()];
-  if (state.order === "share") order.sort((a, b) => head.weights.at(i, b) - head.weights.at(i, a));
-  const rows = state.allRows ? order : order.slice(0, SHOWN);
+  if (state.order === "weight") order.sort((a, b) => head.weights.at(i, b) - head.weights.at(i, a));
+  const rows = state.all ? order : order.slice(0, SHOWN);
   const most = Math.max(...order.flatMap((j) => [Math.abs(head.scores.at(i, j)), Math.abs(head.scores.at(j, i))]), 1e-9);
   const name = quoted(tokens[i]);
-  const top = ["walk.key", "walk.out", "walk.in", "walk.share"].map((key) => el("th", { scope: "col", html: t(key, { i: name }) }));
+  const top = ["walk.key", "walk.out", "walk.in", "walk.weight"].map((key) => el("th", { scope: "col", html: t(key, { i: name }) }));
   const body = rows.map((j) => {
     const closed = !head.weights.has(i, j);
     return el(
@@ -173,9 +151,8 @@ function scoreboard(head, state, tokens, page) {
       el("td", {}, closed ? el("span", { class: "muted" }, t("walk.masked")) : sharing(head.weights.at(i, j))),
     );
   });
-  const sort = el("select", { id: "order", onchange: (event) => page.set({ order: event.target.value }) });
-  for (const value of ["text", "share"]) sort.append(el("option", { value, selected: state.order === value }, t(`walk.order.${value}`)));
-  const more = el("button", { class: "quiet", onclick: () => page.set({ allRows: true }) }, t("walk.more", { n: tokens.length }));
+  const sort = select("order", ["text", "weight"].map((value) => [value, t(`walk.order.${value}`)]), state.order, (value) => page.set({ order: value }));
+  const more = el("button", { class: "quiet", onclick: () => page.set({ all: true }) }, t("walk.more", { n: tokens.length }));
   return el(
     "div",
     {},
@@ -191,7 +168,7 @@ function balance(value, most, role) {
 }
 
 function sharing(value) {
-  return el("span", { class: "sharing" }, el("span", { class: "bar share", style: `width:${100 * value}%` }), el("span", { class: "percent" }, percent(value)));
+  return el("span", { class: "sharing" }, el("span", { class: "bar weight", style: `width:${100 * value}%` }), el("span", { class: "percent" }, percent(value)));
 }
 
 function mixture(head, i, tokens) {
