@@ -86,6 +86,12 @@ WRONG = [
     ("inspect {empty} --out {file}", "is a file, expected a folder"),
     ("inspect {empty} --text no/such/file", "there is no text at no/such/file"),
     ("inspect {empty} --text {file} --pieces 1", "at least 2 pieces of text are needed"),
+    ("convert {empty} --share vk", "unknown value 'vk'; known are kv, qk, qkv"),
+    ("convert {empty} --cache half", "expected a number, not 'half'"),
+    ("convert {empty} --out {file}", "is a file, expected a folder"),
+    ("convert {empty}", "add --out DIR, or --dry-run"),
+    ("convert {empty} --dry-run", "add --evaluate TEXT"),
+    ("convert {empty} --out {empty}/new --cache 2", "more than 0 and at most 1, not 2"),
     ("explore {empty}", "holds no weights"),
     ("explore cycle --port http", "expected a whole number, not 'http'"),
     ("explore cycle --export {empty}", "is a folder, expected a file"),
@@ -136,7 +142,7 @@ def test_arguments_are_checked_without_torch(tmp_path):
 
 
 def test_help_shows_defaults_and_examples(capsys):
-    for command in ("compare", "report", "cost", "bench", "inspect", "explore"):
+    for command in ("compare", "report", "cost", "bench", "inspect", "convert", "explore"):
         with pytest.raises(SystemExit):
             main([command, "--help"])
         shown = capsys.readouterr().out

@@ -75,6 +75,7 @@ def test_each_command_runs_from_an_installed_wheel(installed, tmp_path):
     assert len(list((tmp_path / "speed").iterdir())) == 3
     checkpoint(installed, tmp_path)
     ran(command, "inspect", "model", "--out", "inspected", folder=tmp_path)
+    assert "examples:" in ran(command, "convert", "--help", folder=tmp_path)
     ran(command, "explore", "runs/why", "--export", "page.html", folder=tmp_path)
     for page in ("runs/why/report.html", "inspected/report.html", "page.html"):
         assert (tmp_path / page).read_text().lower().startswith("<!doctype html>")
