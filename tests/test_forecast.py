@@ -8,15 +8,17 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from checkpoints import tie, tiny_config, tiny_model
 from querykey.checkpoint import probe
-from querykey.inspection.behaviour import behaviour, unseeing
+from querykey.inspection.behaviour import behaviour, blind
 from querykey.inspection.forecast import COMPARISONS, REPLACEMENTS, Yardstick, forecast
 from querykey.inspection.inspect import examine
 from querykey.inspection.summary import sentences
@@ -235,19 +237,19 @@ def test_behaviour_under_a_causal_mask() -> None:
     equal = (allowed / allowed.sum(-1, keepdim=True))[None, None]
     run = run_of(equal, allowed[None, None])
     found = behaviour(run, two_way=False)
-    blind = unseeing(run, False, torch.Generator().manual_seed(0))
+    null = blind(run, False, torch.Generator().manual_seed(0))
     assert found["entropy"].item() == pytest.approx(1)
     assert found["self_mass"].item() == pytest.approx((1 + 1 / 2 + 1 / 3 + 1 / 4 + 1 / 5) / 5)
     assert found["previous_mass"].item() == pytest.approx((1 / 2 + 1 / 3 + 1 / 4 + 1 / 5) / 4)
     assert "next_mass" not in found
     assert "cycle_1" not in found
-    assert {name: values.item() for name, values in found.items()} == pytest.approx(blind)
+    assert {name: values.item() for name, values in found.items()} == pytest.approx(null)
 
 
 def test_a_random_map_s_cycles_are_the_null_of_cycles() -> None:
     """Counted over all 3³ maps of three positions."""
     run = run_of(torch.full((1, 1, 3, 3), 1 / 3))
-    blind = unseeing(run, True, torch.Generator().manual_seed(0))
+    null = blind(run, True, torch.Generator().manual_seed(0))
     counts = {"cycle_1": 0, "cycle_2": 0, "cycle_longer": 0}
     for code in range(27):
         step = [code // 3**i % 3 for i in range(3)]
@@ -260,7 +262,7 @@ def test_a_random_map_s_cycles_are_the_null_of_cycles() -> None:
                 length, after = length + 1, step[after]
             counts[["cycle_1", "cycle_2", "cycle_longer"][length - 1]] += 1
     for name, count in counts.items():
-        assert blind[name] == pytest.approx(count / 81, abs=0.06), name
+        assert null[name] == pytest.approx(count / 81, abs=0.06), name
     assert counts["cycle_1"] / 81 == pytest.approx(0.63, abs=0.01)
 
 
@@ -299,7 +301,7 @@ def test_a_language_model_on_a_text(tmp_path: Path, text: Path) -> None:
     model = AutoModelForCausalLM.from_config(tiny_config("llama"), dtype=torch.float64)
     found = examine(with_words(model, tmp_path / "llama"), text=text, pieces=6, forecast="head")
     assert found.data is not None
-    assert (found.data.fitted_on, found.data.measured_on) == (3 * 64, 3 * 64)
+    assert (found.data.calibrated_on, found.data.measured_on, found.data.context) == (3 * 64, 3 * 64, 64)
     heads = found.heads
     for kind in REPLACEMENTS:
         assert heads[f"cosine_{kind}"].between(0, 1).all()
@@ -311,7 +313,8 @@ def test_a_language_model_on_a_text(tmp_path: Path, text: Path) -> None:
     assert "cycle_1" not in heads
     words = " ".join(sentences(found))
     before, tied = found.data.forecast["perplexity"].iloc[:2]
-    assert f"The perplexity goes from {before:.2f} to {tied:.2f} (W_Q = W_K)" in words
+    assert f"The perplexity on text, 192 tokens in contexts of 64, is {before:.2f} and becomes {tied:.2f} (W_Q" in words
+    assert "12.0 tokens per dimension" not in words
     assert "do what no head with W_Q = W_K can" not in words
     assert forecast_words(found.data)[1][0] == "all heads"
     assert all("\n" in cell for cell in forecast_words(found.data)[1][1:])
@@ -325,23 +328,85 @@ def test_positions_that_cannot_be_undone_are_not_forecast(tmp_path: Path, text: 
     assert found.data.forecast["scope"].tolist() == ["none"]
     assert "symmetry_data" not in found.heads
     assert found.heads["entropy"].notna().all()
-    assert any("is not forecast" in sentence for sentence in sentences(found))
+    assert any("There is no forecast" in sentence for sentence in sentences(found))
 
 
 @pytest.mark.usefixtures("unchecked")
 def test_the_measures_on_data_are_those_of_the_covariance(tmp_path: Path, text: Path) -> None:
-    """A dense oracle: symmetry of Σ^½ M Σ^½, with the covariance Σ of the layer's inputs on the same pieces."""
+    """A dense oracle: symmetry of Σ^½ M Σ^½, with the covariance Σ of the layer's inputs on the same pieces.
+
+    The tied head is fitted under the Σ of the first half, and what it keeps is measured under that of the second.
+    """
     folder = with_words(random_model("bert"), tmp_path / "bert")
-    found = examine(folder, text=text, pieces=8, forecast="all")
-    live = open_model(folder)
-    ids = pieces(live, text.read_text(), 128, 8)[0::2]
-    weights = live.checkpoint.read(1, dtype=torch.float64)
-    x = live.trace(ids).layers[1].x.flatten(0, 1).double()
-    values, vectors = torch.linalg.eigh(x.T.cov(correction=0))
-    root = vectors * values.clamp(min=0).sqrt() @ vectors.T
+    found = examine(folder, text=text, pieces=8, forecast="none")
+    assert found.data is not None
+    assert found.data.forecast["scope"].tolist() == ["none"]
+    model = open_model(folder)
+    weights = model.checkpoint.read(1, dtype=torch.float64)
+    (fit, fit_inverse), (root, _) = (roots(model, ids) for ids in pieces(model, text.read_text(), 128, 8).split(4))
     for head in range(6):
-        M = root @ weights.W_Q[head] @ weights.W_K[head].T @ root
+        M = weights.W_Q[head] @ weights.W_K[head].T
+        fitted, own = fit @ M @ fit, root @ M @ root
         row = found.heads.query(f"layer == 1 and head == {head}").iloc[0]
-        assert row["symmetry_data"] == pytest.approx(((M * M.T).sum() / M.square().sum()).item(), abs=1e-4)
-        positive = torch.linalg.eigvalsh((M + M.T) / 2).clamp(min=0).square().sum() / M.square().sum()
-        assert row["tied_share_data"] == pytest.approx(positive.item(), abs=1e-4)
+        assert row["symmetry_data"] == pytest.approx(((own * own.T).sum() / own.square().sum()).item(), abs=1e-4)
+        values, vectors = torch.linalg.eigh((fitted + fitted.T) / 2)
+        tied = root @ fit_inverse @ vectors @ values.clamp(min=0).diag() @ vectors.T @ fit_inverse @ root
+        kept = 1 - (own - tied).square().sum() / own.square().sum()
+        assert row["tied_share_data"] == pytest.approx(kept.item(), abs=1e-4)
+
+
+def roots(model: HuggingFaceModel, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Σ^½ and its inverse, of the inputs of layer 1."""
+    x = model.trace(ids).layers[1].x.flatten(0, 1).double()
+    values, vectors = torch.linalg.eigh(x.T.cov(correction=0))
+    inverse = torch.where(values > 1e-9 * values.max(), values.clamp(min=1e-30).rsqrt(), 0.0)
+    return vectors * values.clamp(min=0).sqrt() @ vectors.T, vectors * inverse @ vectors.T
+
+
+@pytest.mark.parametrize("name", ["bert", "llama", "albert"])
+def test_a_forecast_that_starts_in_the_middle_equals_whole_passes(name: str, tmp_path: Path) -> None:
+    """Rows of heads and layers against traces from the first layer on."""
+    model = live_of(random_model(name), tmp_path)
+    moments = fitted(model)
+    moments = {model.numbers[at]: one for at, one in moments.items()}
+    frame = forecast(Yardstick(model, OTHERS), moments, per="head")
+    before = model.trace(OTHERS).hidden
+    for row in frame[frame["scope"] == "head"].iloc[::7].itertuples():
+        replacement = fit(row.replacement, moments[row.layer]).intervention(row.head)
+        after = model.trace(
+            OTHERS, {(at, row.head): replacement for at, n in enumerate(model.numbers) if n == row.layer}
+        )
+        assert row.cosine == pytest.approx(float(F.cosine_similarity(after.hidden, before, dim=-1).mean()), abs=1e-9)
+
+
+def test_pieces_hold_the_text_in_order_with_special_tokens(tmp_path: Path) -> None:
+    model = open_model(with_words(tiny_model("llama"), tmp_path))
+    ids = range(3, 58)
+    words = " ".join(f"w{number - 3}" for number in ids)
+    assert pieces(model, words, 20, 9).tolist() == [list(ids[:20]), list(ids[20:40])]
+    assert pieces(model, words, 18, 2).tolist() == [list(ids[:18]), list(ids[18:36])]
+    assert pieces(model, words, 64, 9, least=3).tolist() == [list(ids[at : at + 18]) for at in (0, 18, 36)]
+    long = pieces(model, " ".join([words] * 103), 64, 5)
+    assert long.shape == (5, 64)
+    assert len(set(long[:, 0].tolist())) > 2  # from all over it
+    with pytest.raises(ValueError, match="it has 55 tokens, and at least 64 are needed"):
+        pieces(model, words, 64, 9, least=4)
+    added = TemplateProcessing(single="[PAD] $A [UNK]", special_tokens=[("[PAD]", 0), ("[UNK]", 1)])
+    model.tokenizer.backend_tokenizer.post_processor = added
+    assert pieces(model, words, 20, 9).tolist() == [[0, *ids[at : at + 18], 1] for at in (0, 18, 36)]
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_calibration_on_another_text_and_on_too_few_tokens(tmp_path: Path, text: Path) -> None:
+    folder = with_words(tiny_model("llama"), tmp_path / "llama")
+    other = tmp_path / "other"
+    other.write_text(" ".join(f"w{number % 5}" for number in range(100)))
+    found = examine(folder, text=text, calibrate=other, context=32, pieces=3)
+    assert found.data is not None
+    assert (found.data.calibrated_on, found.data.measured_on, found.data.context) == (96, 96, 32)
+    assert "6.0 tokens per dimension of a head's keys and values" in " ".join(sentences(found))
+    whole = examine(folder, text=text, context=32, pieces=6)
+    assert whole.data is not None
+    assert whole.data.forecast["cosine"].iloc[1] != found.data.forecast["cosine"].iloc[1]
+    with pytest.raises(ValueError, match="is both the text and the calibration text"):
+        examine(folder, text=text, calibrate=text)

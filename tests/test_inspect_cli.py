@@ -185,7 +185,7 @@ def test_a_text_adds_behaviour_and_forecast(tmp_path: Path, text: Path, capsys: 
     assert main([*words, "--out", str(tmp_path / "out")]) == 0
     out, err = capsys.readouterr()
     assert "On the text" in out
-    assert re.search(r"^all heads( +0\.\d{3}){4} *$", out, re.MULTILINE)
+    assert re.search(r"^all heads( +[01]\.\d{3}){4} *$", out, re.MULTILINE)
     assert "read 7.1 MB of 90.9 MB, and the whole model to run it on the text, in" in err
     assert "do what no head with W_Q = W_K can" in err
     html = (tmp_path / "out" / "report.html").read_text()
@@ -233,7 +233,7 @@ def test_a_damaged_checkpoint_gets_one_sentence(
         (b" \n", "holds no text"),
         ("Gr\u00fc\u00dfe".encode("latin-1"), "is not text in UTF-8 (byte 2 is 0xfc); convert it"),
         (WORDS.encode("utf-16"), "is not text in UTF-8 (byte 0 is 0xff)"),
-        (b"Too short.", "the text is too short: 10 characters give"),
+        (b"Too short.", "the text is too short: it has 3 tokens, and at least 32"),
     ],
 )
 def test_a_text_that_cannot_be_used_gets_one_sentence(
@@ -247,9 +247,10 @@ def test_a_text_that_cannot_be_used_gets_one_sentence(
 
 def test_other_bad_input_gets_one_sentence(llama: Path, text: Path, capsys: pytest.CaptureFixture[str]) -> None:
     refused(capsys, "config.json cannot be read as weights alone", str(llama / "config.json"))
-    refused(capsys, "at least 2 pieces of text are needed", str(llama), "--pieces", "1")
+    refused(capsys, "expected a context of at least 2 tokens and 2 pieces, not 128 and 1", str(llama), "--pieces", "1")
+    refused(capsys, "a calibration text needs a text to measure on", str(llama), "--calibrate", str(text))
     refused(capsys, "has no tokenizer that can be used", str(llama), "--text", str(text))
-    refused(capsys, "argument --per: invalid choice: 'row'", str(llama), "--per", "row")
+    refused(capsys, "argument --per: unknown value 'row'", str(llama), "--per", "row")
 
 
 def test_code_that_comes_along_is_not_run(llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

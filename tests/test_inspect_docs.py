@@ -45,7 +45,7 @@ def on_topics(folder: Path) -> Inspection:
 
     text = folder / "topics.txt"
     text.write_text("\n\n".join(topics[name] for name in sorted(topics)), encoding="utf-8")
-    return examine(minilm(), text=text)
+    return examine(minilm(), text=text, forecast="layer")
 
 
 @pytest.mark.usefixtures("unchecked")

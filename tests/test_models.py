@@ -124,6 +124,24 @@ def test_queries_replaced_by_keys_are_a_model_with_tied_weights(name: str, tmp_p
     assert (live.trace(tokens()).hidden - expected).abs().max() > 0.01
 
 
+@pytest.mark.parametrize("name", [*every_open, pytest.param("hunyuan", marks=pytest.mark.slow)])
+def test_a_pass_that_starts_in_the_middle_equals_the_whole_one(name: str, tmp_path: Path) -> None:
+    model = opened(name, tmp_path)
+    last = len(model.layers) - 1
+    trace, start = model.start(tokens())
+    torch.testing.assert_close(model.output(tokens(), {}, start).hidden, trace.hidden, rtol=0, atol=0)
+    ran: list[str] = []
+    for layer in set(model.layers):
+        model.model.get_submodule(layer.name).register_forward_hook(lambda *_, name=layer.name: ran.append(name))
+    for first in (0, last):
+        interventions = {(first, 1): Intervention(self_mask=True), (last, 0): Intervention(self_mask=True)}
+        expected = model.trace(tokens(), interventions).hidden
+        ran.clear()
+        found = model.output(tokens(), interventions, start, logits=False)
+        assert ran == [layer.name for layer in model.layers[first:]]
+        torch.testing.assert_close(found.hidden, expected, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("name", ["bert", "llama"])
 def test_a_change_reaches_one_head_only(name: str, tmp_path: Path) -> None:
     live = opened(name, tmp_path)

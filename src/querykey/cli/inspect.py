@@ -39,17 +39,23 @@ def add_to(commands: Any) -> None:
         "--text", metavar="FILE", help="text for the model to read: how heads behave, what sharing costs"
     )
     parser.add_argument(
+        "--calibrate", metavar="FILE", help="another text to fit shared heads to (default: the first half of --text)"
+    )
+    parser.add_argument(
         "--forecast",
-        choices=("all", "layer", "head"),
-        default="layer",
-        help="with a text, replace all heads at once, and also each layer (default) or each head, which takes long",
+        choices=("none", "all", "layer", "head"),
+        default="all",
+        help="with a text, replace all heads at once (default), also each layer or each head, which takes longer",
+    )
+    parser.add_argument(
+        "--context", type=whole_number, default=128, metavar="N", help="tokens in a piece of text (default: 128)"
     )
     parser.add_argument(
         "--pieces",
         type=whole_number,
         default=32,
         metavar="N",
-        help="of the text, 128 tokens each, to read (default: 32)",
+        help="pieces of each text to read (default: 32)",
     )
     parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit, for repositories")
     parser.add_argument(
@@ -93,6 +99,8 @@ def _examined(path: str, chosen: argparse.Namespace, told: Any) -> Inspection:
         found = examine(
             path,
             text=chosen.text,
+            calibrate=chosen.calibrate,
+            context=chosen.context,
             forecast=chosen.forecast,
             pieces=chosen.pieces,
             revision=chosen.revision,

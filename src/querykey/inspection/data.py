@@ -1,46 +1,75 @@
 """What heads do on a text: measures in the metric of their own activations, their behaviour, and the forecast.
 
-One half of the pieces of the text is for all that is fitted or measured, the other for the effect of replacing heads.
+Shared heads are fitted to the calibration text. All that is printed is measured on the other one: without a text of its
+own for calibration, that is the first half of the pieces and the second.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from querykey.bilinear import null
-from querykey.inspection.behaviour import BEHAVIOUR, behaviour, mean, unseeing
-from querykey.inspection.forecast import BATCH, REPLACEMENTS, Yardstick, forecast
+from querykey.bilinear import best_signed, best_tied, best_tied_rotary, null
+from querykey.inspection.behaviour import BEHAVIOUR, behaviour, blind, mean
+from querykey.inspection.forecast import REPLACEMENTS, Per, Yardstick, batches, forecast
 from querykey.inspection.measures import with_null
 from querykey.inspection.text import pieces
 from querykey.machine import one_thread
 from querykey.models.huggingface import HuggingFaceModel
 from querykey.models.moments import Moments
 from querykey.models.rotation import rotary_form
-from querykey.models.trace import LayerTrace
+from querykey.models.trace import LayerTrace, Trace
 
-ON_DATA = ("symmetry", "tied_share", "signed_share", "effective_rank", "distance")
-ROTARY_ON_DATA = ("symmetry", "tied_share")
+ON_DATA = ("symmetry", "effective_rank", "distance")
 EFFECTS = ("cosine", "perplexity")
-Per = Literal["all", "layer", "head"]
 Watch = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Which text is read, and how: at most `pieces` pieces of `context` tokens each.
+
+    Without a `calibration` text the first half of the pieces is for calibration. `name` is what the text is called.
+    """
+
+    text: str
+    name: str = "the text"
+    calibration: str | None = None
+    context: int = 128
+    pieces: int = 32
+
+    def tokens(self, model: HuggingFaceModel) -> tuple[Int[Tensor, "pieces context"], Int[Tensor, "pieces context"]]:
+        """The pieces for calibration and those to measure on. Raises ValueError for a text that is too short."""
+        if self.calibration is not None:
+            first, second = (pieces(model, text, self.context, self.pieces) for text in (self.calibration, self.text))
+            return first, second
+        whole = pieces(model, self.text, self.context, self.pieces, least=2)
+        half = (len(whole) + 1) // 2
+        return whole[:half], whole[half:]
 
 
 @dataclass(frozen=True, eq=False)
 class Data:
-    """What a text has shown: rows by ``layer`` and ``head``, the `forecast` table, and the tokens of either half."""
+    """What a text has shown: rows by ``layer`` and ``head``, and the `forecast` table.
+
+    `calibrated_on` and `measured_on` are numbers of tokens, `context` those of a piece to measure on, `dimensions` the
+    largest number of dimensions that a fit has to tell apart, and `name` is that of the text.
+    """
 
     heads: pd.DataFrame
     forecast: pd.DataFrame
-    fitted_on: int
+    name: str
+    context: int
+    calibrated_on: int
     measured_on: int
+    dimensions: int
 
     @property
     def perplexity(self) -> bool:
@@ -48,58 +77,77 @@ class Data:
         return bool(self.forecast["perplexity"].notna().any())
 
 
-@one_thread()
-def on_text(
-    model: HuggingFaceModel, text: str, *, length: int, count: int, per: Per, window: int | None, watch: Watch
-) -> Data:
-    """Runs the model on `count` pieces of `length` tokens; see `Data`."""
-    ids = pieces(model, text, length, count)
-    fit, measure = ids[0::2], ids[1::2]
-    moments, seen = _gathered(model, fit, watch)
-    foldable = {number: one for number, one in moments.items() if one.layer.positions != "other"}
+def on_text(model: HuggingFaceModel, reading: Reading, *, per: Per, window: int | None, watch: Watch) -> Data:
+    """Run the model on a text; see `Data`."""
+    calibration, measured = reading.tokens(model)
+    fitted, seen = _moments(model), _Seen(model)
+    steps = batches(model, calibration)
+    for done, batch in enumerate(steps, start=1):
+        _add(fitted, model, model.trace(batch))
+        watch("calibration text", done, len(steps))
+
+    def read(trace: Trace, *step: int) -> None:
+        seen.add(trace)
+        watch("text", *step)
+
+    yardstick = Yardstick(model, measured, read)
+    free = {number: moments for number, moments in fitted.items() if moments.layer.positions != "other"}
     frames = []
-    for done, (number, columns) in enumerate(seen.items(), start=1):
-        metric = _in_own_metric(foldable[number], window) if number in foldable else {}
-        frames.append(pd.DataFrame({"layer": number, "head": range(len(moments[number].mean)), **metric, **columns}))
-        watch("measures on the text", done, len(seen))
-    yardstick = Yardstick(model, measure)
-    effects = forecast(yardstick, foldable, per=per, watch=lambda done, total: watch("heads replaced", done, total))
+    for done, (number, moments) in enumerate(seen.moments.items(), start=1):
+        metric = _in_own_metric(moments, fitted[number], window) if number in free else {}
+        columns = metric | seen.behaviour(number)
+        frames.append(pd.DataFrame({"layer": number, "head": range(moments.layer.query.heads), **columns}))
+        watch("measures on the text", done, len(fitted))
+    effects = forecast(yardstick, free, per=per, watch=partial(watch, "replacements"))
     heads = pd.concat(frames, ignore_index=True)
     for scope in ("layer", "head"):
         heads = _with_effects(heads, effects, scope)
-    return Data(heads, effects, fit.numel(), measure.numel())
+    dimensions = 2 * max(layer.query.size for layer in model.layers)
+    return Data(heads, effects, reading.name, measured.shape[1], calibration.numel(), measured.numel(), dimensions)
 
 
-def _gathered(
-    model: HuggingFaceModel, ids: Int[Tensor, "pieces length"], watch: Watch
-) -> tuple[dict[int, Moments], dict[int, dict[str, Any]]]:
-    """Moments and behaviour of every layer, by its number in the checkpoint."""
-    numbers = model.numbers
-    moments = {
-        n: Moments(layer, partial(model.output_weights, n)) for n, layer in zip(numbers, model.layers, strict=True)
-    }
-    seen: dict[int, list[dict[str, Tensor]]] = {number: [] for number in moments}
-    batches = ids.split(BATCH)
-    layers: tuple[LayerTrace, ...] = ()
-    for done, batch in enumerate(batches, start=1):
-        layers = model.trace(batch).layers
-        for number, layer in zip(numbers, layers, strict=True):
-            moments[number].add(layer)
-            seen[number].append(behaviour(layer, not model.causal))
-        watch("pieces of text read", done, len(batches))
-    columns: dict[int, dict[str, Any]] = {}
-    for number, layer in zip(numbers, layers, strict=True):
-        nulls = unseeing(layer, not model.causal, torch.Generator().manual_seed(0))
-        values = mean(seen[number])
-        columns[number] = {}
-        for name in BEHAVIOUR:
-            if name in values:
-                columns[number] |= {name: values[name].numpy(force=True), f"{name}_null": nulls[name]}
-    return moments, columns
+def _moments(model: HuggingFaceModel) -> dict[int, Moments]:
+    """Empty moments of every layer, by its number in the checkpoint."""
+    layers = dict(zip(model.numbers, model.layers, strict=True))
+    return {number: Moments(layer, partial(model.output_weights, number)) for number, layer in layers.items()}
 
 
-def _in_own_metric(moments: Moments, window: int | None) -> dict[str, Any]:
-    """The measures of the heads on their own queries and keys, with the null of random weights on the same inputs."""
+def _add(moments: Mapping[int, Moments], model: HuggingFaceModel, trace: Trace) -> None:
+    for number, layer in zip(model.numbers, trace.layers, strict=True):
+        moments[number].add(layer)
+
+
+class _Seen:
+    """Moments and behaviour of every layer on the text, by its number in the checkpoint."""
+
+    def __init__(self, model: HuggingFaceModel) -> None:
+        self.model, self.moments = model, _moments(model)
+        self._behaviour: dict[int, list[tuple[int, dict[str, Tensor]]]] = {number: [] for number in self.moments}
+        self._last: dict[int, LayerTrace] = {}
+
+    def add(self, trace: Trace) -> None:
+        """Add one batch."""
+        _add(self.moments, self.model, trace)
+        for number, layer in zip(self.model.numbers, trace.layers, strict=True):
+            self._behaviour[number].append((len(layer.x), behaviour(layer, not self.model.causal)))
+            self._last[number] = layer
+
+    def behaviour(self, number: int) -> dict[str, Any]:
+        """The columns of `behaviour` with their nulls."""
+        nulls = blind(self._last[number], not self.model.causal, torch.Generator().manual_seed(0))
+        values = mean(self._behaviour[number])
+        columns: dict[str, Any] = {}
+        for name in (name for name in BEHAVIOUR if name in values):
+            columns |= {name: values[name].numpy(force=True), f"{name}_null": nulls[name]}
+        return columns
+
+
+@one_thread()
+def _in_own_metric(moments: Moments, fitted: Moments, window: int | None) -> dict[str, Any]:
+    """Measures of the heads on their own queries and keys, with the null of random weights on the same inputs.
+
+    The shares that the best shared heads keep are those of heads that were `fitted` to other text.
+    """
     form, spectrum, rotary = moments.form(), moments.spectrum(), moments.layer.rotary
     turning = None if rotary is None else rotary_form(form, rotary, window)
     random = null(
@@ -111,12 +159,17 @@ def _in_own_metric(moments: Moments, window: int | None) -> dict[str, Any]:
         spectrum=spectrum,
     )
     random = {_named(name): one for name, one in random.items()}
+    own = fitted.form()
+    values: dict[str, Tensor | None] = {name: getattr(form, name) for name in ON_DATA}
+    values |= {"tied_share": best_tied(own).kept(form), "signed_share": best_signed(own).kept(form)}
+    values |= {"symmetry_rotary": None, "tied_share_rotary": None}
+    if rotary is not None and turning is not None:
+        tied = best_tied_rotary(rotary_form(own, rotary, window).form, turning.rotation)
+        values["symmetry_rotary"] = turning.symmetry
+        values["tied_share_rotary"] = tied.kept(turning.form, turning.rotation)
     columns: dict[str, Any] = {}
-    for name in ON_DATA:
-        columns |= with_null(_named(name), getattr(form, name), random)
-    for name in ROTARY_ON_DATA:
-        values = None if turning is None else getattr(turning, name)
-        columns |= with_null(_named(f"{name}_rotary"), values, random)
+    for name, value in values.items():
+        columns |= with_null(_named(name), value, random)
     return columns | {"key_only_share": form.key_only_share.numpy(force=True)}
 
 

@@ -11,18 +11,17 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from querykey.checkpoint import Checkpoint, open_checkpoint
-from querykey.inspection.data import Data, on_text
+from querykey.inspection.data import Data, Reading, on_text
+from querykey.inspection.forecast import Per
 from querykey.inspection.measures import Nulls, Spectrum, measure_layer
 from querykey.inspection.text import read_text
 from querykey.models.huggingface import open_model
-
-LENGTH, PIECES = 128, 32  # tokens in a piece of text, and pieces of it
 
 
 class Progress(NamedTuple):
@@ -67,8 +66,10 @@ def inspect(
     path: str | Path,
     *,
     text: str | Path | None = None,
-    forecast: Literal["all", "layer", "head"] = "layer",
-    pieces: int = PIECES,
+    calibrate: str | Path | None = None,
+    forecast: Per = "all",
+    context: int = Reading.context,
+    pieces: int = Reading.pieces,
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> pd.DataFrame:
@@ -78,8 +79,12 @@ def inspect(
         path: a folder with config.json and safetensors or pytorch_model.bin, or a repository on the Hub, of which only
             the bytes that are needed are read.
         text: a file of text in UTF-8 for the model to read; adds columns on how heads behave and what sharing costs.
-        forecast: with a text, replace all heads at once, and also layer by layer, or head by head, which takes long.
-        pieces: of the text, 128 tokens each, that the model reads; half of them to fit on, half to measure on.
+        calibrate: another file of text, to fit shared heads to; without it, the first half of `text` is for that, and
+            only the second half is measured on.
+        forecast: with a text, replace all heads at once ("all"), also layer by layer or head by head, which takes
+            longer, or nothing ("none").
+        context: tokens in a piece of text.
+        pieces: how many pieces of each text the model reads.
         revision: branch, tag or commit of a repository.
         trust_remote_code: run code that the checkpoint brings along; without it such a checkpoint is refused.
 
@@ -99,7 +104,14 @@ def inspect(
         MissingExtra: where the extra ``inspect`` is not installed.
     """
     found = examine(
-        path, text=text, forecast=forecast, pieces=pieces, revision=revision, trust_remote_code=trust_remote_code
+        path,
+        text=text,
+        calibrate=calibrate,
+        forecast=forecast,
+        context=context,
+        pieces=pieces,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
     )
     return found.heads
 
@@ -108,17 +120,17 @@ def examine(
     path: str | Path,
     *,
     text: str | Path | None = None,
-    forecast: Literal["all", "layer", "head"] = "layer",
-    pieces: int = PIECES,
+    calibrate: str | Path | None = None,
+    forecast: Per = "all",
+    context: int = Reading.context,
+    pieces: int = Reading.pieces,
     revision: str | None = None,
     trust_remote_code: bool = False,
     watch: Watch = lambda _: None,
 ) -> Inspection:
     """As `inspect`, with spectra and the circumstances; `watch` is called after every step."""
     start = time.perf_counter()
-    if pieces < 2:
-        raise ValueError(f"at least 2 pieces of text are needed, one to fit on and one to measure on, not {pieces}")
-    words = None if text is None else read_text(text)
+    reading = _reading(text, calibrate, context, pieces)
     checkpoint = open_checkpoint(path, revision, trust_remote_code)
     nulls, window = Nulls(), _window(checkpoint)
     frames: list[pd.DataFrame] = []
@@ -130,17 +142,9 @@ def examine(
         watch(Progress("layers", number + 1, len(checkpoint.layers)))
     heads, bytes_read = pd.concat(frames, ignore_index=True), checkpoint.bytes_read
     data = None
-    if words is not None:
+    if reading is not None:
         model = open_model(checkpoint, trust_remote_code=trust_remote_code)
-        data = on_text(
-            model,
-            words,
-            length=LENGTH,
-            count=pieces,
-            per=forecast,
-            window=window,
-            watch=lambda *step: watch(Progress(*step)),
-        )
+        data = on_text(model, reading, per=forecast, window=window, watch=lambda *step: watch(Progress(*step)))
         heads = heads.merge(data.heads, on=["layer", "head"], how="left")
     shapes = set(zip(heads["dim"], heads["head_dim"], strict=True))
     return Inspection(
@@ -157,6 +161,21 @@ def examine(
         bytes_in_all=checkpoint.size,
         seconds=time.perf_counter() - start,
     )
+
+
+def _reading(text: str | Path | None, calibrate: str | Path | None, context: int, pieces: int) -> Reading | None:
+    """What to read of which texts; None without a text."""
+    least = 2 if calibrate is None else 1
+    if context < 2 or pieces < least:
+        raise ValueError(f"expected a context of at least 2 tokens and {least} pieces, not {context} and {pieces}")
+    if text is None:
+        if calibrate is not None:
+            raise ValueError("a calibration text needs a text to measure on; give both")
+        return None
+    if calibrate is not None and Path(text).resolve() == Path(calibrate).resolve():
+        raise ValueError(f"{text} is both the text and the calibration text; give two files, or the text alone")
+    fit_to = None if calibrate is None else read_text(calibrate)
+    return Reading(read_text(text), Path(text).name, fit_to, context, pieces)
 
 
 def _window(checkpoint: Checkpoint) -> int | None:

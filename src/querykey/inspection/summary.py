@@ -1,4 +1,4 @@
-"""What an inspection found, in plain words."""
+"""What an inspection found, in sentences."""
 
 from __future__ import annotations
 
@@ -6,32 +6,29 @@ import pandas as pd
 
 from querykey.inspection.data import Data
 from querykey.inspection.inspect import Inspection
-from querykey.inspection.tables import number_text, perplexity_text
+from querykey.inspection.tables import FORECAST, number_text, perplexity_text
 
-SURE = 3.0  # standard deviations of random heads, beyond which a head is called different from them
-BEYOND = 0.05  # share of positions in cycles, from which on a head is said to use them
+SURE = 3.0  # standard deviations of random heads by which a head must differ from them
+BEYOND = 0.05  # share of positions in cycles above which a head is counted
+FEWEST = 10  # tokens to fit to per dimension, below which a forecast is not to be relied on
 
 
 def sentences(inspection: Inspection) -> list[str]:
-    """The most important one first; each can be read alone."""
+    """The most important one first; each is understood alone."""
     heads = inspection.heads
     found = [on_sharing(heads), on_symmetry(heads), on_keeping(heads), on_rank(heads), on_sums(heads)]
     return [*filter(None, found), *(on_data(heads, inspection.data) if inspection.data else ()), *on_flags(inspection)]
 
 
 def measure(heads: pd.DataFrame, name: str) -> pd.DataFrame:
-    """`value`, `null` and `sd` of a measure per head: the distance-aware one where there is one.
-
-    Positions that rotate change which scores a head can make, so that there the measure of W_Q W_Kᵀ alone would be
-    beside the point.
-    """
-    turning = f"{name}_rotary"
+    """`value`, `null` and `sd` of a measure per head: the rotary one where positions rotate, else the plain one."""
+    rotary = f"{name}_rotary"
     columns = {"value": "", "null": "_null", "sd": "_null_sd"}
-    return pd.DataFrame({to: heads[turning + end].fillna(heads[name + end]) for to, end in columns.items()})
+    return pd.DataFrame({to: heads[rotary + end].fillna(heads[name + end]) for to, end in columns.items()})
 
 
 def closer_to_shared(heads: pd.DataFrame) -> pd.Series:
-    """Which heads keep more under the best W_Q = W_K than half-way between a random head's share and 1."""
+    """Heads of which the best W_Q = W_K keeps more than the midpoint between a random head's share and 1."""
     tied = measure(heads, "tied_share")
     return tied["value"] > (1 + tied["null"]) / 2
 
@@ -47,90 +44,104 @@ def on_sharing(heads: pd.DataFrame) -> str:
 
 
 def on_symmetry(heads: pd.DataFrame) -> str:
-    """How many heads are more symmetric than chance allows, and how many less."""
+    """How many heads are more symmetric than random ones, and how many less."""
     symmetry = measure(heads, "symmetry")
     away = (symmetry["value"] - symmetry["null"]) / symmetry["sd"]
     less = int((away < -SURE).sum())
     return (
-        f"{of(away > SURE, 'is', 'are')} more symmetric than random heads ever are and {less or 'none'} less "
-        f"(by more than {SURE:g} standard deviations); the median symmetry is "
-        f"{number_text(symmetry['value'].median())} on a scale from −1 to 1."
+        f"{of(away > SURE, 'is', 'are')} more symmetric than random heads and {less or 'none'} less, by more than "
+        f"{SURE:g} standard deviations. The median symmetry is {number_text(symmetry['value'].median())} on a scale "
+        "from −1 to 1."
     )
 
 
 def on_keeping(heads: pd.DataFrame) -> str:
-    """What sharing would keep of the median head."""
+    """What the best shared weights keep of the median head."""
     tied, signed = measure(heads, "tied_share"), heads["signed_share"]
     return (
-        f"The best W_Q = W_K keeps {percent(tied['value'].median())} of the median head's energy (of a random one "
-        f"{percent(tied['null'].median())}), the best W_Q = W_K with a sign per dimension "
-        f"{percent(signed.median())} (random {percent(heads['signed_share_null'].median())})."
+        f"The best W_Q = W_K keeps {percent(tied['value'].median())} of the median head's energy (random heads: "
+        f"{percent(tied['null'].median())}). With a sign per dimension it keeps {percent(signed.median())} (random "
+        f"heads: {percent(heads['signed_share_null'].median())})."
     )
 
 
 def on_rank(heads: pd.DataFrame) -> str:
-    """How many dimensions the median head needs."""
+    """The effective rank of the median head and of the lowest."""
     rank, size = heads["effective_rank"], heads["head_dim"]
     least = heads.iloc[int((rank / size).argmin())]
     return (
-        f"The median head uses {number_text(rank.median(), 1)} of its {size.median():g} dimensions (effective rank), "
-        f"the thriftiest, layer {least['layer']} head {least['head']}, {number_text(least['effective_rank'], 1)} of "
-        f"{least['head_dim']}."
+        f"The median head has an effective rank of {number_text(rank.median(), 1)} in {size.median():g} dimensions; "
+        f"the lowest is {number_text(least['effective_rank'], 1)} of {least['head_dim']}, in layer {least['layer']} "
+        f"head {least['head']}."
     )
 
 
 def on_sums(heads: pd.DataFrame) -> str:
-    """What a figure per layer, of the sum over its heads, would have said."""
+    """The symmetry of the sum over a layer's heads, which published tables give, beside that of single heads."""
     if heads.groupby("layer").size().max() == 1:
         return ""
     sums = heads.groupby("layer")["layer_symmetry"].first()
     single = heads["symmetry"]
     return (
-        f"Summed over the heads of a layer, as published tables do, the symmetry reads {span(sums)}; of single heads "
-        f"it is {span(single)}, in the median {number_text(single.median())}."
+        f"The symmetry of the sum over a layer's heads, which published tables give, is {span(sums)}. That of single "
+        f"heads is {span(single)}, with a median of {number_text(single.median())}."
     )
 
 
 def on_data(heads: pd.DataFrame, data: Data) -> list[str]:
-    """What the text has shown: sharing in the heads' own metric, cycles, and the forecast."""
-    found = []
+    """What was measured on the text: sharing in the heads' own metric, cycles, and the forecast."""
+    found = [on_reading(data)]
     if "tied_share_data" in heads:
         tied = measure(heads, "tied_share_data").dropna(subset="value")
         close = tied["value"] > (1 + tied["null"]) / 2
         shared = of(close, "is", "are").lower()
         found.append(
-            f"On the text, in the metric of their own queries and keys, {shared} closer to shared than to random; the "
-            f"best W_Q = W_K keeps {percent(tied['value'].median())} of the median head (random "
+            f"On {data.name}, in the metric of their own queries and keys, {shared} closer to shared than to random. "
+            f"The best W_Q = W_K keeps {percent(tied['value'].median())} of the median head (random heads: "
             f"{percent(tied['null'].median())})."
         )
     if "cycle_longer" in heads:
         beyond = (heads["cycle_2"] + heads["cycle_longer"]).dropna() > BEYOND
         found.append(
             f"{of(beyond, 'does', 'do')} what no head with W_Q = W_K can: from more than {percent(BEYOND)} of the "
-            "positions, following the largest weight leads into a cycle of two or more positions."
+            "positions, the map to the position with the highest weight leads into a cycle of two or more."
         )
-    return found + on_forecast(data)
+    return found + on_forecast(heads, data)
 
 
-def on_forecast(data: Data) -> list[str]:
-    """What replacing all heads at once would change."""
+def on_reading(data: Data) -> str:
+    """What was read, and whether it was enough."""
+    sentence = (
+        f"Shared heads are fitted to {data.calibrated_on:,} tokens and measured on {data.measured_on:,} others, of "
+        f"{data.name}, in pieces of {data.context}."
+    )
+    if data.calibrated_on >= FEWEST * data.dimensions:
+        return sentence
+    return (
+        f"{sentence} That is {data.calibrated_on / data.dimensions:.1f} tokens per dimension of a head's keys and "
+        f"values, too few to rely on the forecast: give {FEWEST * data.dimensions:,} tokens or more to fit to."
+    )
+
+
+def on_forecast(heads: pd.DataFrame, data: Data) -> list[str]:
+    """What replacing all heads at once changes."""
     effects = data.forecast[data.forecast["scope"] == "all"].set_index("replacement")
-    if effects.empty:
-        return ["What sharing would change is not forecast: the positions in queries and keys cannot be undone."]
-    cosine = {kind: number_text(value) for kind, value in effects["cosine"].items()}
-    found = [
-        f"All heads replaced at once, untrained, the output keeps a cosine of {cosine['tied']} to what it was with the "
-        f"best W_Q = W_K, {cosine['signed']} with a sign per dimension, {cosine['core']} with a small matrix for every "
-        f"head, and {cosine['key_value']} with one tensor for keys and values ({cosine['copied']} with W_K := W_Q, "
-        f"{cosine['uniform']} if attention did not look at all)."
-    ]
-    if data.perplexity:
-        words = {kind: perplexity_text(value) for kind, value in effects["perplexity"].items()}
-        before = perplexity_text(data.forecast["perplexity"].iloc[0])
+    found = []
+    if effects.empty and "tied_share_data" not in heads:
+        found.append("There is no forecast: the rotation of queries and keys by positions cannot be undone.")
+    if not effects.empty:
+        cosine = {kind: number_text(value) for kind, value in effects["cosine"].items()}
         found.append(
-            f"The perplexity goes from {before} to {words['tied']} (W_Q = W_K), {words['signed']} (with signs), "
-            f"{words['core']} (with a core), {words['key_value']} (K = V)."
+            f"With all heads replaced at once, untrained, the cosine between the new output and the old one is "
+            f"{cosine['tied']} for the best W_Q = W_K, {cosine['signed']} with a sign per dimension, {cosine['core']} "
+            f"with a small matrix per head, {cosine['key_value']} with one tensor for keys and values "
+            f"({cosine['copied']} for W_K := W_Q, {cosine['uniform']} for uniform attention)."
         )
+    if data.perplexity:
+        before, *after = (perplexity_text(value) for value in data.forecast["perplexity"].iloc[: len(FORECAST) + 1])
+        then = ", ".join(f"{value} ({name})" for value, name in zip(after, FORECAST.values(), strict=False))
+        on = f"on {data.name}, {data.measured_on:,} tokens in contexts of {data.context},"
+        found.append(f"The perplexity {on} is {before}{f' and becomes {then}' if then else ''}.")
     return found
 
 
@@ -140,14 +151,14 @@ def on_flags(inspection: Inspection) -> list[str]:
     if heads["qk_norm"].any():
         layers = heads.loc[heads["qk_norm"], "layer"].nunique()
         found.append(
-            f"In {plural(layers, 'layer')} queries or keys are normalised: the gain is folded into the weights, the "
-            "division by the rms is not."
+            f"In {plural(layers, 'layer')} queries or keys are normalised. The measures of weights include the gain, "
+            "not the division by the rms."
         )
     if (heads["positions"] == "other").any():
         layers = heads.loc[heads["positions"] == "other", "layer"].nunique()
         found.append(
-            f"In {plural(layers, 'layer')} queries and keys depend on the position in a way that is no plain rotation; "
-            "the measures are those of position 0."
+            f"In {plural(layers, 'layer')} queries and keys depend on the position in another way than by a rotation "
+            "of pairs. The measures are those of position 0."
         )
     if inspection.skipped:
         reasons = "; ".join(f"{name} ({reason})" for name, reason in inspection.skipped[:3])

@@ -23,7 +23,9 @@ def print_tables(inspections: Sequence[Inspection], per: Per, console: Console) 
         if inspection.data is not None:
             console.print(Text("On the text", "bold"))
             _print_heads(inspection.heads, tables.ON_TEXT, per, console)
-            below = "; below, its perplexity" if inspection.data.perplexity else ""
+            data = inspection.data
+            on = f"{data.measured_on:,} tokens of {data.name}, context {data.context}"
+            below = f"; below, its perplexity on {on}" if data.perplexity else f" on {on}"
             console.print(
                 Text(f"If heads shared weights, untrained: cosine of the output to what it is{below}", "bold")
             )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -10,7 +12,8 @@ from torch import Tensor
 
 from querykey.models.huggingface import HuggingFaceModel
 
-ROOM = 8  # characters for each token: enough that a piece is nearly always as long as asked for
+CHARACTERS = 8  # read for each token that is wanted, of texts that are far longer
+SHORTEST = 16  # tokens of a piece
 
 
 def read_text(path: str | Path) -> str:
@@ -30,19 +33,38 @@ def read_text(path: str | Path) -> str:
     return text
 
 
-def pieces(model: HuggingFaceModel, text: str, length: int, count: int) -> Int[Tensor, "pieces length"]:
-    """`count` pieces from all over the text as tokens, or as many as there are; each begins a text of its own.
+def pieces(model: HuggingFaceModel, text: str, length: int, count: int, least: int = 1) -> Int[Tensor, "pieces length"]:
+    """At most `count` pieces of `length` tokens from all over the text, each with the model's own special tokens.
 
-    Raises ValueError for a text too short for two pieces: one to fit on, and one to measure on.
+    Pieces of a text with fewer tokens than `least` pieces need are shorter. Raises ValueError if that is not enough.
     """
     length = min(length, model.longest or length)
-    starts = range(0, max(len(text) - ROOM * length // 2, 1), ROOM * length)
-    every = max(1, len(starts) // count)
-    found = [model.encode(text[at : at + ROOM * length], length)[0] for at in starts[::every][:count]]
-    whole = [ids for ids in found if ids.shape[1] == length]
-    if len(whole) < 2:
+    read = _parts(text, CHARACTERS * length, count)
+    tokens = [model.tokenizer(part, add_special_tokens=False, verbose=False)["input_ids"] for part in read]
+    before, after = _special_tokens(model.tokenizer, read[0], tokens[0])
+    size = length - len(before) - len(after)
+    if len(read) == 1:
+        size = min(size, len(tokens[0]) // least)
+    if size < SHORTEST:
         raise ValueError(
-            f"the text is too short: {len(text)} characters give {len(whole)} pieces of {length} tokens, and at least "
-            f"2 are needed; give {2 * ROOM * length} characters or more"
+            f"the text is too short: it has {len(tokens[0])} tokens, and at least {least * SHORTEST} are needed"
         )
-    return torch.cat(whole)
+    found = [part[at : at + size] for part in tokens for at in range(0, len(part) - size + 1, size)]
+    number = min(count, len(found))
+    return torch.tensor([[*before, *found[i * len(found) // number], *after] for i in range(number)])
+
+
+def _parts(text: str, size: int, count: int) -> list[str]:
+    """The whole text, or `count` parts of a long one, evenly apart: tokenisers are slow."""
+    if len(text) <= size * count:
+        return [text]
+    return [text[i * len(text) // count :][:size] for i in range(count)]
+
+
+def _special_tokens(tokenizer: Any, text: str, ids: Sequence[int]) -> tuple[Sequence[int], Sequence[int]]:
+    """The tokens that the tokeniser puts before and after a text that has these ids without them."""
+    whole = tokenizer(text, verbose=False)["input_ids"]
+    for start in range(len(whole) - len(ids) + 1):
+        if whole[start : start + len(ids)] == ids:
+            return whole[:start], whole[start + len(ids) :]
+    return [], []

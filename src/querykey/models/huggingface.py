@@ -12,7 +12,7 @@ a few tokens with it and with the model's own attention, and refuses a model whe
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -27,8 +27,10 @@ from querykey.attention import reference
 from querykey.checkpoint import Checkpoint, CheckpointError, HeadMap, open_checkpoint
 from querykey.extras import load
 from querykey.models import intervention
-from querykey.models.intervention import Interventions
-from querykey.models.trace import Formula, LayerTrace, Trace, attend
+from querykey.models.interface import attention_function
+from querykey.models.intervention import Intervention, Interventions
+from querykey.models.resume import Counter, Start, find_blocks
+from querykey.models.trace import Formula, LayerTrace, Trace, attend, forwards
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -51,7 +53,7 @@ def open_model(
     """
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = open_checkpoint(checkpoint, revision, trust_remote_code)
-    with LOCK, _quietly(), _attention(lambda *_, **__: None):
+    with LOCK, _quietly(), attention_function(NAME, lambda *_, **__: None):
         try:
             model = _auto_class(checkpoint).from_pretrained(
                 checkpoint.place,
@@ -72,13 +74,22 @@ def open_model(
 
 @dataclass(eq=False)
 class _Pass:
-    """One forward pass: its interventions, and what has been recorded."""
+    """One forward pass: its interventions, which blocks it runs, and what has been recorded."""
 
-    interventions: Interventions
+    interventions: Interventions = field(default_factory=dict)
+    blocks: Counter | None = None
+    keep: bool = False  # the trace of each layer
+    layer: int = 0  # that runs next
     x: Tensor | None = None  # the input of the attention module that runs
     hidden: Tensor | None = None
+    logits: Tensor | None = None
     names: list[str] = field(default_factory=list)
     layers: list[LayerTrace] = field(default_factory=list)
+
+    @property
+    def trace(self) -> Trace:
+        assert self.hidden is not None
+        return Trace(self.hidden, self.logits, tuple(self.layers))
 
 
 class HuggingFaceModel:
@@ -94,11 +105,15 @@ class HuggingFaceModel:
         self._options = {} if two_halves else {"use_cache": False}
         self._numbers = {layer.name: number for number, layer in enumerate(checkpoint.layers)}
         self._names = {module: name for name, module in self._base.named_modules() if name in self._numbers}
-        self._now = _Pass({})
+        self._blocks = find_blocks(self._base, self._names.values())
+        self._now = _Pass()
+        self.layers: tuple[HeadMap, ...] = ()
         for module in self._names:
             module.register_forward_pre_hook(self._keep_input, with_kwargs=True)
         self._stack.register_forward_hook(self._keep_hidden)
         self.layers, self.causal = self._compared()
+        if not self._resumes():
+            self._blocks = []
 
     @cached_property
     def numbers(self) -> tuple[int, ...]:
@@ -157,21 +172,40 @@ class HuggingFaceModel:
 
         `attention_mask` is 0 where a text has been padded, at its end.
         """
-        intervention.check(interventions, self.layers)
-        with LOCK, _attention(self._attend):
-            now = self._now = _Pass(interventions or {})
-            hidden, logits = self._forward(ids, attention_mask)
-            self._now = _Pass({})  # so that nothing keeps the trace but its user
-            return Trace(hidden, logits, tuple(now.layers))
+        return self._run(_Pass(interventions or {}, keep=True), ids, attention_mask).trace
+
+    def start(self, ids: Int[Tensor, "batch length"]) -> tuple[Trace, Start]:
+        """The trace of these tokens without interventions, and what other passes on them can start from."""
+        blocks = Counter(Start(), self._blocks)
+        return self._run(_Pass(blocks=blocks, keep=True), ids).trace, blocks.start
+
+    def output(
+        self, ids: Int[Tensor, "batch length"], interventions: Interventions, start: Start, logits: bool = True
+    ) -> Trace:
+        """As `trace`, without its `layers`, and without logits unless they are asked for.
+
+        `start` is from the same tokens: the pass begins in the first block that has an intervention.
+        """
+        blocks = Counter(start, self._blocks, min((layer for layer, _ in interventions), default=len(self.layers)))
+        now = _Pass(interventions, blocks, layer=blocks.layers_skipped)
+        return self._run(now, ids, logits=logits).trace
 
     # While the model runs
 
-    def _forward(self, ids: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        mask = torch.ones_like(ids) if mask is None else mask
-        with torch.no_grad():
-            out = self._whole(input_ids=ids, attention_mask=mask, return_dict=True, **self._options)
-        assert self._now.hidden is not None
-        return self._now.hidden, out.get("logits")
+    def _run(self, now: _Pass, ids: Tensor, mask: Tensor | None = None, logits: bool = True) -> _Pass:
+        intervention.check(now.interventions, self.layers)
+        model, mask = self._whole if logits else self._stack, torch.ones_like(ids) if mask is None else mask
+        with (
+            LOCK,
+            attention_function(NAME, self._attend),
+            forwards(now.blocks.forwards() if now.blocks else {}),
+            torch.no_grad(),
+        ):
+            self._now = now
+            out = model(input_ids=ids, attention_mask=mask, return_dict=True, **self._options)
+            self._now = _Pass()  # so that nothing keeps the trace but its user
+        now.logits = out.get("logits")
+        return now
 
     def _keep_input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = (*args, kwargs.get("hidden_states"), *kwargs.values())
@@ -204,13 +238,21 @@ class HuggingFaceModel:
         if name is None or now.x is None:  # not one of the layers that are traced, such as cross-attention
             found = attend(None, query[:, 0], qkv, formula, {})
         else:
-            chosen = intervention.of_layer(now.interventions, len(now.layers))
+            chosen = intervention.of_layer(now.interventions, now.layer)
             found = attend(self.checkpoint.layers[self._numbers[name]], now.x, qkv, formula, chosen)
-            now.layers.append(found)
-            now.names.append(name)
+            self._record(name, found)
         return found.output.transpose(1, 2).contiguous(), found.weights
 
-    # Opening
+    def _record(self, name: str, found: LayerTrace) -> None:
+        now = self._now
+        now.layer += 1
+        now.names.append(name)
+        if now.keep:
+            now.layers.append(found)
+        if now.blocks:
+            now.blocks.ran_layer()
+
+    # When the model is opened
 
     def _compared(self) -> tuple[tuple[HeadMap, ...], bool]:
         """The layers in the order of running, and whether the model is causal.
@@ -219,17 +261,25 @@ class HuggingFaceModel:
         """
         size = int(self.model.config.get_text_config().vocab_size)
         ids = torch.arange(5, 12)[None] % size
-        with _attention(self._attend):
-            hidden, _ = self._forward(ids)
-            names = tuple(self._now.names)
-            later, _ = self._forward(torch.cat([ids[:, :-1], ids[:, :1]], 1))
-            self.model.set_attn_implementation("eager")
-            own, _ = self._forward(ids)
-            self.model.set_attn_implementation(NAME)
-        if not names or not torch.allclose(hidden, own, rtol=1e-3, atol=1e-3 * float(own.std())):
+        first, later = self._run(_Pass(), ids), self._run(_Pass(), torch.cat([ids[:, :-1], ids[:, :1]], 1))
+        self.model.set_attn_implementation("eager")
+        own = self._run(_Pass(), ids)
+        self.model.set_attn_implementation(NAME)
+        hidden, expected, changed = (one.trace.hidden for one in (first, own, later))
+        if not first.names or not torch.allclose(hidden, expected, rtol=1e-3, atol=1e-3 * float(expected.std())):
             raise CheckpointError(_untraceable(self.checkpoint, BY_ITSELF))
-        causal = torch.allclose(later[:, :-1], hidden[:, :-1], rtol=0, atol=1e-5 * float(hidden.std()))
-        return tuple(self.checkpoint.layers[self._numbers[name]] for name in names), causal
+        causal = torch.allclose(changed[:, :-1], hidden[:, :-1], rtol=0, atol=1e-5 * float(hidden.std()))
+        return tuple(self.checkpoint.layers[self._numbers[name]] for name in first.names), causal
+
+    def _resumes(self) -> bool:
+        """Whether a pass that starts in the last block gives what the whole pass gives."""
+        ids = torch.arange(5, 12)[None] % int(self.model.config.get_text_config().vocab_size)
+        trace, start = self.start(ids)
+        try:
+            found = self.output(ids, {(len(self.layers) - 1, None): Intervention()}, start, logits=False).hidden
+        except Exception:  # a block may need what an earlier one leaves behind
+            return False
+        return torch.equal(found, trace.hidden)
 
     def _spelled(self, token: str) -> str:
         if token in self.tokenizer.all_special_tokens or token.startswith("##"):
@@ -265,20 +315,3 @@ def _quietly() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
-
-
-@contextmanager
-def _attention(function: Callable[..., Any]) -> Iterator[None]:
-    """Makes `function` the attention implementation `NAME`, with masks as for an explicit softmax."""
-    functions = load("transformers.modeling_utils", "inspect").ALL_ATTENTION_FUNCTIONS
-    masks = load("transformers.masking_utils", "inspect").ALL_MASK_ATTENTION_FUNCTIONS
-    masks.register(NAME, masks["eager"])
-    before = functions.get(NAME)
-    functions[NAME] = function
-    try:
-        yield
-    finally:
-        if before is None:
-            del functions[NAME]
-        else:
-            functions[NAME] = before

@@ -12,7 +12,8 @@ Models that compute attention themselves, and not through the attention interfac
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -43,6 +44,23 @@ def register() -> tuple[str, ...]:
         mask = _without_self(masks.sdpa_mask) if name == "querykey-selfmask" else masks.sdpa_mask
         masks.AttentionMaskInterface.register(name, mask)
     return tuple(NAMES)
+
+
+@contextmanager
+def attention_function(name: str, function: Callable[..., Any]) -> Iterator[None]:
+    """Within, `function` is the attention of transformers with this name; it gets masks for an explicit softmax."""
+    functions = load("transformers.modeling_utils", "inspect").ALL_ATTENTION_FUNCTIONS
+    masks = load("transformers.masking_utils", "inspect").ALL_MASK_ATTENTION_FUNCTIONS
+    masks.register(name, masks["eager"])
+    before = functions.get(name)
+    functions[name] = function
+    try:
+        yield
+    finally:
+        if before is None:
+            del functions[name]
+        else:
+            functions[name] = before
 
 
 def _attention(similarity: Similarity) -> Callable[..., tuple[Tensor, None]]:
