@@ -1,4 +1,4 @@
-"""What is heavier is an extra; whoever lacks one is told which."""
+"""Optional dependencies. A missing one raises an error that names the extra to install."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import Any
 
 
-class MissingExtra(ImportError):  # noqa: N818 - it names what is missing
+class MissingExtra(ImportError):  # noqa: N818 - the name says what is missing
     """An optional dependency that is not installed."""
 
 

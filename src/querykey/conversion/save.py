@@ -49,7 +49,7 @@ def check_free(folder: str | Path) -> None:
 
 
 def check_space(conversion_bytes: int, folder: str | Path) -> None:
-    """Raises ConversionError where the disk has less room than a model of that size needs."""
+    """Raises ConversionError where the disk has less space than a model of that size needs."""
     place = Path(folder).absolute()
     free = shutil.disk_usage(next(parent for parent in (place, *place.parents) if parent.exists())).free
     if free < conversion_bytes:

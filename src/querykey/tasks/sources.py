@@ -55,14 +55,14 @@ def read(paths: Sequence[str | os.PathLike[str]], limit: int) -> tuple[list[byte
 def _take(documents: Iterator[bytes], limit: int, source: str) -> tuple[list[bytes], str]:
     """The first `limit` bytes; the last document may be cut."""
     taken: list[bytes] = []
-    room = limit
+    left = limit
     for document in documents:
-        taken.append(document[:room])
-        room -= len(taken[-1])
-        if not room:
+        taken.append(document[:left])
+        left -= len(taken[-1])
+        if not left:
             break
-    reached = "" if room else " (the limit)"
-    return taken, f"{source}: {len(taken):,} documents, {limit - room:,} bytes{reached}"
+    reached = "" if left else " (the limit)"
+    return taken, f"{source}: {len(taken):,} documents, {limit - left:,} bytes{reached}"
 
 
 def _find(path: str) -> dict[str, str]:
