@@ -1,6 +1,6 @@
 """Which projections of a model can share a latent, and turning them into ones that do.
 
-`plan` reads the map of `checkpoint` of a model (which rows of which weight feed which role) and gives for each layer
+`plan` reads the head map of a model (which rows of which weight feed which role) and gives for each layer
 its `SharedLayer`: the module, the rows of the roles that share, and the projections that stay as they are.
 """
 
