@@ -30,6 +30,8 @@ from querykey.extras import load
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
+CONVERTED = "querykey"  # the type of models that `querykey convert` wrote
+
 
 @dataclass(frozen=True, eq=False)
 class LayerWeights:
@@ -144,6 +146,8 @@ def _config(source: Source, trust_remote_code: bool) -> PretrainedConfig:
         kind, brings_code = content.get("model_type"), "auto_map" in content
     except (ValueError, AttributeError) as error:
         raise CheckpointError(f"config.json of '{source.place}' is not a JSON object ({error})") from error
+    if kind == CONVERTED:
+        load("querykey.modeling", "inspect").register()
     if kind not in transformers.CONFIG_MAPPING and not brings_code:
         raise CheckpointError(
             f"'{source.place}' is a model of type '{kind}', which transformers {transformers.__version__} does not "

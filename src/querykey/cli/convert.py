@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +37,7 @@ def add_to(commands: Any) -> None:
     )
     parser.add_argument(
         "--calibrate", nargs="+", default=[], metavar="TEXT",
-        help="files, folders, globs or hf:NAME to fit to, a kind of text each (default: sources, reference of Python)",
+        help="texts to fit to: files, folders, globs or hf:NAME, a kind of text each (default: three kinds)",
     )  # fmt: skip
     parser.add_argument(
         "--evaluate", nargs="+", default=[], metavar="TEXT", help="other texts, on which the report is measured"
@@ -54,6 +55,7 @@ def add_to(commands: Any) -> None:
     parser.add_argument(
         "--self-contained", action="store_true", help="with modelling code, for people who do not have querykey"
     )
+    parser.add_argument("--curve", action="store_true", help="measure other sizes too, for a plot in the report")
     parser.add_argument("--dry-run", action="store_true", help="print what several sizes cost, and write nothing")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="of the weights (default: stored)")
     parser.add_argument("--device", default="cpu", help="where the model runs (default: cpu)")
@@ -89,7 +91,7 @@ def _run(chosen: argparse.Namespace) -> int:
         told.print(f"- {sentence}", markup=False)
     conversion.save(chosen.out, plain=chosen.plain, self_contained=chosen.self_contained)
     told.print(f"model: {chosen.out}, report: {report.write(conversion, chosen.out, chosen.length)}", markup=False)
-    _state(chosen).unlink(missing_ok=True)
+    _beside(chosen, "calibration.safetensors").unlink(missing_ok=True)
     return 0
 
 
@@ -101,6 +103,8 @@ def _check(chosen: argparse.Namespace) -> None:
         raise ValueError(f"--cache is the part that remains, more than 0 and at most 1, not {chosen.cache:g}")
     if chosen.dry_run and not chosen.evaluate:
         raise ValueError("--dry-run measures sizes on text; add --evaluate TEXT, other than the calibration text")
+    if chosen.curve and not chosen.evaluate:
+        raise ValueError("--curve measures sizes on text; add --evaluate TEXT, other than the calibration text")
     if chosen.heal and not chosen.evaluate:
         raise ValueError("--heal keeps its result only if no text gets worse; add --evaluate TEXT")
     for name, least in (("windows", 1), ("length", 16), ("heal", 0)):
@@ -121,7 +125,7 @@ def _fitted(chosen: argparse.Namespace, watch: Any) -> tuple[Fitted, list[Any]]:
     )
     fitted = convert.fit(
         model, tokenizer, share=chosen.share, texts=chosen.calibrate, windows=chosen.windows, length=chosen.length,
-        seed=chosen.seed, state=None if chosen.dry_run else _state(chosen), watch=watch,
+        seed=chosen.seed, state=None if chosen.dry_run else _beside(chosen, "calibration.safetensors"), watch=watch,
     )  # fmt: skip
     return fitted, evaluation
 
@@ -131,7 +135,7 @@ def _converted(chosen: argparse.Namespace, fitted: Fitted, evaluation: list[Any]
     from querykey.conversion import convert
 
     curve = []
-    for cache in sorted({*SIZES, chosen.cache}, reverse=True) if chosen.dry_run else ():
+    for cache in sorted({*SIZES, chosen.cache}, reverse=True) if chosen.dry_run or chosen.curve else ():
         tried = fitted.convert(cache)
         curve.append((cache, tried.evaluate(evaluation, watch)))
         tried.switch.restore()
@@ -140,13 +144,29 @@ def _converted(chosen: argparse.Namespace, fitted: Fitted, evaluation: list[Any]
     convert.check(conversion)
     if evaluation and not chosen.dry_run:
         conversion.evaluate(evaluation, watch)
+    if chosen.heal and not chosen.dry_run:
+        _heal(chosen, conversion, evaluation, watch)
     return conversion
 
 
-def _state(chosen: argparse.Namespace) -> Path:
-    """Where an interrupted calibration is found again."""
+def _heal(chosen: argparse.Namespace, conversion: Conversion, evaluation: list[Any], watch: Any) -> None:
+    """Trains on other windows of the calibration texts than the fit has seen."""
+    from querykey.conversion import heal, texts
+
+    fitted, folder = conversion.fitted, _beside(chosen, "healing")
+    with conversion.original():
+        read = texts.calibration_texts(
+            chosen.calibrate, fitted.model, fitted.tokenizer, windows=chosen.heal, length=chosen.length,
+            seed=chosen.seed + 1,
+        )  # fmt: skip
+    heal.heal(conversion, read, evaluation, steps=chosen.heal, folder=folder, watch=watch)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _beside(chosen: argparse.Namespace, what: str) -> Path:
+    """Where an interrupted calibration or healing is found again."""
     out = Path(chosen.out)
-    return out.with_name(f".{out.name}.calibration.safetensors")
+    return out.with_name(f".{out.name}.{what}")
 
 
 def _names(texts: list[Any]) -> str:

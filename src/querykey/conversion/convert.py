@@ -22,7 +22,7 @@ from querykey.conversion.evaluate import TextCost, cache_bytes, evaluate, log_pr
 from querykey.conversion.fit import Switch, fit_layers, ranks
 from querykey.conversion.layers import ConversionError, SharedLayer, shared_layers
 from querykey.conversion.save import save
-from querykey.conversion.texts import Text, check_apart, default_texts, read_texts
+from querykey.conversion.texts import Text, calibration_texts, check_apart, read_texts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -93,6 +93,12 @@ class Conversion:
         """A context in which the model is as it was."""
         return self.switch.original()
 
+    @property
+    def design(self) -> str:
+        """The design of the layers, such as ``q,k=v+latent=192``, or with the narrowest and the widest latent."""
+        narrow, wide = min(self.ranks), max(self.ranks)
+        return f"{DESIGNS[self.fitted.share]}={narrow}" + (f" to {wide}" if wide > narrow else "")
+
     def kept(self) -> list[float]:
         """For each layer, the share of the metric that its latent keeps."""
         return [fit.kept(rank) for fit, rank in zip(self.fitted.fits, self.ranks, strict=True)]
@@ -132,7 +138,7 @@ class Conversion:
         """What config.json tells of this conversion."""
         fitted = self.fitted
         return self.switch.section | {
-            "design": DESIGNS[fitted.share],
+            "design": self.design,
             "model_type": fitted.model.config.model_type,
             "cache": self.cache,
             "calibration": [{"text": text.name, "tokens": text.tokens} for text in fitted.calibration],
@@ -198,12 +204,7 @@ def fit(
 ) -> Fitted:
     """Calibrate `model` on texts and fit the latents of every width; the model is as it was afterwards."""
     layers = shared_layers(model, share)
-    each = -(-windows // max(len(texts), 1))
-    read = (
-        read_texts(texts, tokenizer, windows=each, length=length, seed=seed)
-        if texts
-        else default_texts(tokenizer, windows=-(-windows // 2), length=length, seed=seed)
-    )
+    read = calibration_texts(texts, model, tokenizer, windows=windows, length=length, seed=seed)
     moments = calibrate(model, layers, mixed(read), seed=seed, state=state, watch=watch)
     return Fitted(model, tokenizer, share, layers, fits(layers, moments, watch), read, seed)
 

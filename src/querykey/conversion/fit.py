@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from querykey.bilinear.latent import Latent, LatentFit, allocate, fit_latent, token_weighted
 from querykey.conversion.calibrate import Moments
 from querykey.conversion.layers import ConversionError, SharedLayer, out_by_in
-from querykey.conversion.modeling import FromLatent, Mixed, install
+from querykey.modeling import FromLatent, Mixed, install
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

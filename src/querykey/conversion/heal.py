@@ -67,9 +67,9 @@ def heal(
 
 
 def trained(switch: Switch) -> Iterator[nn.Parameter]:
-    """The parameters that healing changes."""
+    """The weights that healing changes; no biases, which a plain checkpoint of some architectures has no place for."""
     for module in switch.made():
-        yield from module.parameters()
+        yield module.get_parameter("weight")
 
 
 def train(

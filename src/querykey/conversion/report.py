@@ -9,7 +9,7 @@ from typing import Any
 
 from querykey.conversion.convert import Conversion, doubts
 from querykey.conversion.evaluate import Ratio, TextCost, overall
-from querykey.report.figures import Curve, curves
+from querykey.report.figures import Curve, curves, palette
 from querykey.report.files import write_atomically
 from querykey.report.numbers import number, percent, perplexity
 from querykey.report.page import environment
@@ -57,7 +57,12 @@ def layers_table(conversion: Conversion) -> Table:
 
 def curve_table(conversion: Conversion) -> Table:
     """A row for each size of the cache that was tried."""
-    columns = [Column("cache"), Column("ratio", detail=INTERVAL), Column("worst text", "left"), Column("its ratio")]
+    columns = [
+        Column("cache"),
+        Column("ratio", detail=INTERVAL),
+        Column("worst text", "left", wrap=True),
+        Column("its ratio"),
+    ]
     rows: list[list[Cell | str]] = []
     for cache, costs in conversion.curve:
         worst = max(costs, key=lambda cost: cost.ratio.value)
@@ -122,9 +127,8 @@ def figure(conversion: Conversion) -> str:
     before, _ = conversion.cache_bytes()
     found = sorted((cache, overall(costs)) for cache, costs in conversion.curve)
     x, ratios = [cache * before for cache, _ in found], [ratio for _, ratio in found]
-    line = Curve(
-        "converted", 1, x, [r.value for r in ratios], [r.low for r in ratios], [r.high for r in ratios]
-    )  # fmt: skip
+    look = palette(["q,k=v"])["q,k=v"]
+    line = Curve("converted", look, x, [r.value for r in ratios], [r.low for r in ratios], [r.high for r in ratios])
     name = f"chosen: {percent(conversion.cache)} of the cache"
     levels = {name: overall(conversion.costs).value} if conversion.costs else {}
     return curves(

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
-from querykey.conversion import modeling
+from querykey import modeling
 from querykey.conversion.fit import Switch
 from querykey.conversion.layers import ConversionError, out_by_in
 
@@ -29,14 +29,9 @@ if TYPE_CHECKING:
 CODE = "modeling_querykey"
 
 
-def register() -> None:
-    """Makes converted models known to transformers' Auto classes."""
-    AutoConfig.register(modeling.MODEL_TYPE, modeling.ConvertedConfig, exist_ok=True)
-
-
 def load(folder: str | Path, **options: Any) -> PreTrainedModel:
     """A converted model from its folder, or from the Hub; `options` as for `AutoModelForCausalLM.from_pretrained`."""
-    register()
+    modeling.register()
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, **options)
     return model
 

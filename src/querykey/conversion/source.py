@@ -28,6 +28,7 @@ def open_model(
     Raises ConversionError where there is no causal language model, or where it cannot be loaded.
     """
     transformers = load("transformers", "convert")
+    load("querykey.modeling", "convert").register()
     path, options = place, {"revision": revision} if revision else {}
     if place.endswith(".gguf"):
         path, options = str(Path(place).parent), options | {"gguf_file": Path(place).name}

@@ -7,7 +7,7 @@ import pydoc_data.topics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Int
@@ -15,6 +15,9 @@ from torch import Tensor
 
 from querykey.conversion.layers import ConversionError
 from querykey.tasks import sources
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 BYTES = 8  # of text for each token that is wanted, read at most
 LIMIT = 1 << 26  # bytes of one text that are looked at
@@ -39,18 +42,43 @@ def read_texts(paths: Sequence[str | Path], tokenizer: Any, *, windows: int, len
     Which windows is drawn with `seed`; a shorter text gives as many as it has. Raises ConversionError for a text that
     is not UTF-8 or that has not a single window.
     """
-    return [_text(str(path), _decoded(str(path)), tokenizer, windows, length, seed) for path in paths]
+    names = _names([str(path) for path in paths])
+    return [_text(names[path], _decoded(path), tokenizer, windows, length, seed) for path in names]
 
 
-def default_texts(tokenizer: Any, *, windows: int, length: int, seed: int = 0) -> list[Text]:
-    """Texts that come with every Python: its standard library's sources, and its language reference."""
+def calibration_texts(
+    paths: Sequence[str | Path], model: PreTrainedModel, tokenizer: Any, *, windows: int, length: int, seed: int = 0
+) -> list[Text]:
+    """About `windows` windows in all, equally many of each text; without paths, of three kinds that need no files.
+
+    These are the sources of Python's standard library, Python's language reference, and text drawn from the model.
+    """
+    each = -(-windows // (len(paths) or 3))
+    if paths:
+        return read_texts(paths, tokenizer, windows=each, length=length, seed=seed)
     code, _ = sources.standard_library(LIMIT)
-    reference = "\n\n".join(pydoc_data.topics.topics.values())
     given = (
         ("sources of Python's standard library", b"\n\n".join(code).decode("utf-8", "replace")),
-        ("Python's language reference", reference),
+        ("Python's language reference", "\n\n".join(pydoc_data.topics.topics.values())),
     )
-    return [_text(name, text, tokenizer, windows, length, seed) for name, text in given]
+    found = [_text(name, text, tokenizer, each, length, seed) for name, text in given]
+    return [*found, drawn_text(model, tokenizer, windows=each, length=length, seed=seed)]
+
+
+def drawn_text(model: PreTrainedModel, tokenizer: Any, *, windows: int, length: int, seed: int = 0) -> Text:
+    """Windows of text drawn from the model itself, token by token, at temperature 1."""
+    start = _prefix(tokenizer) or [
+        next(t for t in (tokenizer.bos_token_id, tokenizer.eos_token_id, 0) if t is not None)
+    ]
+    ids = torch.tensor([start] * windows, device=model.device)
+    generator: Any = model
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        drawn = generator.generate(
+            ids, attention_mask=torch.ones_like(ids), do_sample=True, temperature=1.0, top_k=0, top_p=1.0,
+            min_new_tokens=length - len(start), max_new_tokens=length - len(start), pad_token_id=start[0],
+        )  # fmt: skip
+    return Text("text drawn from the model", drawn.cpu())
 
 
 def check_apart(calibration: Sequence[str | Path], evaluation: Sequence[str | Path]) -> None:
@@ -63,6 +91,12 @@ def check_apart(calibration: Sequence[str | Path], evaluation: Sequence[str | Pa
                     f"{file} would be evaluated on, but {seen[digest]}, which has the same content, is calibrated on; "
                     "expected different files, since a fit looks better on its own text"
                 )
+
+
+def _names(paths: Sequence[str]) -> dict[str, str]:
+    """The last part of each path, and the whole path where two have the same last part."""
+    last = [Path(path).name for path in paths]
+    return {path: path if last.count(name) > 1 or not name else name for path, name in zip(paths, last, strict=True)}
 
 
 def _files(path: str | Path) -> list[tuple[Path, str]]:

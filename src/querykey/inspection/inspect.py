@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -150,7 +150,7 @@ def examine(
     return Inspection(
         place=checkpoint.place,
         revision=checkpoint.revision,
-        kind=checkpoint.config.model_type,
+        kind=_kind(checkpoint.config),
         heads=heads,
         spectra=spectra,
         random={shape: nulls.spectrum(*shape) for shape in sorted(shapes)},
@@ -183,3 +183,10 @@ def _window(checkpoint: Checkpoint) -> int | None:
     config = checkpoint.config.get_text_config()
     length = getattr(config, "max_position_embeddings", None)
     return length if isinstance(length, int) and length > 0 else None
+
+
+def _kind(config: Any) -> str:
+    """The type of a model, and its design where `querykey convert` or `querykey.share` has changed it."""
+    section = getattr(config, "querykey", None) or {}
+    kind: str = section.get("model_type", config.model_type)
+    return f"{kind}, {section['design']}" if "design" in section else kind

@@ -260,6 +260,11 @@ def converted_model(model: Any, config: type[PreTrainedConfig]) -> type[PreTrain
     return type(f"Converted{model.__name__}", (model,), body)
 
 
+def register() -> None:
+    """Makes converted models known to transformers' Auto classes."""
+    AutoConfig.register(MODEL_TYPE, ConvertedConfig, exist_ok=True)
+
+
 class ConvertedConfig(PreTrainedConfig):
     """Reads the configuration of any converted model, as the class of the model that it was made from."""
 
