@@ -22,7 +22,7 @@ from querykey.inspection.behaviour import behaviour, blind
 from querykey.inspection.forecast import COMPARISONS, REPLACEMENTS, Yardstick, forecast
 from querykey.inspection.inspect import examine
 from querykey.inspection.summary import sentences
-from querykey.inspection.tables import forecast_words
+from querykey.inspection.tables import forecast_table
 from querykey.inspection.text import pieces
 from querykey.models.huggingface import HuggingFaceModel, open_model
 from querykey.models.moments import Moments
@@ -316,8 +316,9 @@ def test_a_language_model_on_a_text(tmp_path: Path, text: Path) -> None:
     assert f"The perplexity on text, 192 tokens in contexts of 64, is {before:.2f} and becomes {tied:.2f} (W_Q" in words
     assert "12.0 tokens per dimension" not in words
     assert "do what no head with W_Q = W_K can" not in words
-    assert forecast_words(found.data)[1][0] == "all heads"
-    assert all("\n" in cell for cell in forecast_words(found.data)[1][1:])
+    name, *cells = forecast_table(found.data).rows[1]
+    assert name == "all heads"
+    assert all(cell.detail for cell in cells)  # the perplexity
 
 
 @pytest.mark.usefixtures("unchecked")

@@ -122,7 +122,9 @@ def test_stopping_leaves_nothing_behind(
 
     monkeypatch.setattr(Checkpoint, "read", stopped)
     assert main(["inspect", str(saved / "llama"), "--out", str(tmp_path / "out")]) == 130
-    assert capsys.readouterr() == ("", "querykey: stopped; nothing was written\n")
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.endswith("\nquerykey: stopped; nothing was written\n")
     assert not (tmp_path / "out").exists()
 
 
@@ -162,7 +164,9 @@ def test_two_checkpoints_of_different_sizes_side_by_side(
     assert "None of 12 heads" in err
     assert "None of 16 heads" in err
     Page((tmp_path / "report.html").read_text())
-    assert (tmp_path / "report.html").read_text().count('data-checkpoint="1"') == 8
+    source = (tmp_path / "report.html").read_text()
+    assert source.count('class="head-map" data-checkpoint="1"') == 8
+    assert source.count('class="ranking"') == 2
     assert main(["inspect", *both, "--format", "csv", "--per", "head"]) == 0
     rows = pd.read_csv(io.StringIO(capsys.readouterr().out))
     assert rows.groupby("checkpoint", sort=False).size().to_dict() == dict(zip(both, (12, 16), strict=True))

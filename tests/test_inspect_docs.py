@@ -11,32 +11,36 @@ import pytest
 
 import querykey
 from querykey.inspection import tables
+from querykey.inspection.columns import BEHAVIOUR, ON_WEIGHTS
 from querykey.inspection.inspect import Inspection, examine
+from querykey.report.table import Cell, Table
 from test_inspect import minilm
 
 PAGE = Path(__file__).parent.parent / "docs" / "inspect.md"
 
 
-def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *rows]
-    return "\n".join("| " + " | ".join(cell.replace("\n", " · ") for cell in line) + " |" for line in lines)
+def markdown(table: Table) -> str:
+    cells = [[" · ".join(filter(None, cell)) for cell in _plain(row)] for row in table.rows]
+    heads = [column.title for column in table.columns]
+    lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *cells]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _plain(row: Sequence[Cell | str]) -> list[tuple[str, str]]:
+    return [(cell, "") if isinstance(cell, str) else (cell.text, cell.detail) for cell in row]
 
 
 def weights_table(heads: pd.DataFrame) -> str:
-    columns = [column for column in tables.SHOWN if heads[column.name].notna().any()]
-    words = ["layer", *(column.words.replace("\n", " ").replace("- ", "") for column in columns), "symmetry of the sum"]
-    return markdown(words, tables.layer_words(heads, columns, summed=True))
+    return markdown(tables.layer_table(heads, ON_WEIGHTS, "", summed=True))
 
 
 def behaviour_table(found: Inspection) -> str:
-    columns = tables.shown(found.heads, tables.ON_TEXT)
-    words = ["layer", *(column.words.replace("\n", " ") for column in columns)]
-    return markdown(words, tables.layer_words(found.heads, columns))
+    return markdown(tables.layer_table(found.heads, BEHAVIOUR, ""))
 
 
 def forecast_table(found: Inspection) -> str:
     assert found.data is not None
-    return markdown(["replaced", *tables.FORECAST.values()], tables.forecast_words(found.data))
+    return markdown(tables.forecast_table(found.data))
 
 
 def on_topics(folder: Path) -> Inspection:

@@ -140,7 +140,9 @@ def test_numbers_in_words(shown, text):
 
 def test_progress_is_a_line_for_each_tenth_where_there_is_no_terminal():
     console = Console(file=io.StringIO(), width=40)
+    clock = iter(range(10000))
     with Progress(console) as progress:
+        progress._bar.get_time = lambda: float(next(clock))
         for done in range(1, 101):
             progress("cells", done, 100, note="2 diverged" if done == 50 else "")
         progress("[b]", 1, 3)
@@ -150,6 +152,15 @@ def test_progress_is_a_line_for_each_tenth_where_there_is_no_terminal():
     assert lines[5].endswith(", 2 diverged")
     assert lines[10] == "cells: 100 of 100"
     assert lines[11].startswith("[b]: 1 of 3")
+
+
+def test_short_jobs_are_told_in_two_lines():
+    console = Console(file=io.StringIO())
+    with Progress(console) as progress:
+        progress._bar.get_time = lambda: 0.0
+        for done in range(1, 101):
+            progress("layers", done, 100)
+    assert console.file.getvalue().splitlines() == ["layers: 1 of 100", "layers: 100 of 100"]
 
 
 def test_time_left_counts_only_what_this_run_has_done():

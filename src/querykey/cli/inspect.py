@@ -67,7 +67,7 @@ def _run(chosen: argparse.Namespace) -> int:
     with needs("inspect"):
         from rich.console import Console
 
-        from querykey.inspection.report import write_html
+        from querykey.inspection.page import write_html
         from querykey.inspection.summary import sentences
     if len(chosen.checkpoints) > 2:
         raise ValueError(f"one checkpoint is inspected, or two side by side, not {len(chosen.checkpoints)}")
@@ -88,14 +88,12 @@ def _run(chosen: argparse.Namespace) -> int:
 def _examined(path: str, chosen: argparse.Namespace, told: Any) -> Inspection:
     """One checkpoint, with a bar on a terminal and a line on what was read."""
     from rich.filesize import decimal
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from querykey.inspection.inspect import examine
+    from querykey.report.progress import Progress
 
     load("transformers.utils.logging", "inspect").disable_progress_bar()  # ours is enough
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("left"))
-    with Progress(*columns, TimeRemainingColumn(), console=told, transient=True, disable=not told.is_terminal) as bar:
-        task = bar.add_task("opening", total=None)
+    with Progress(told) as progress:
         found = examine(
             path,
             text=chosen.text,
@@ -105,7 +103,7 @@ def _examined(path: str, chosen: argparse.Namespace, told: Any) -> Inspection:
             pieces=chosen.pieces,
             revision=chosen.revision,
             trust_remote_code=chosen.trust_remote_code,
-            watch=lambda step: bar.update(task, description=step.what, completed=step.done, total=step.total),
+            watch=lambda step: progress(step.what, step.done, step.total),
         )
     whole = f"{decimal(found.bytes_read)} of {decimal(found.bytes_in_all)}"
     at = f" at {found.revision}" if found.revision else ""

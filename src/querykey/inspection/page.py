@@ -1,13 +1,15 @@
 """The page of an inspection: one file that needs nothing beside itself.
 
-The template says what stands where; here is all that it is given: rows of words, drawings by `figures`, and the numbers
-from which the page's script draws the head that is chosen.
+The template says what stands where; this module makes what it is given: sentences, tables, maps, and the numbers from
+which the page's script draws the head that is chosen.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,85 +18,62 @@ from jaxtyping import Float
 from rich.filesize import decimal
 
 from querykey.inspection import tables
+from querykey.inspection.columns import ALONE, BEHAVIOUR, ON_TEXT, ON_WEIGHTS, REPLACED, Measure, described, shown
+from querykey.inspection.data import Data
 from querykey.inspection.inspect import Inspection
-from querykey.inspection.summary import plural, sentences
+from querykey.inspection.ranking import ranking_table
+from querykey.inspection.summary import sentences
 from querykey.report import heatmaps
 from querykey.report import page as pages
+from querykey.report.files import write_atomically
+from querykey.report.numbers import number, perplexity, plural
 
 POINTS, MOST = 64, 1 << 17  # of a spectrum that are drawn, and of all, so that pages of large models stay light
+KEPT, LOST = 0.98, 0.9  # cosines of the output above which it is nearly unchanged, and below which it is lost
 
 
-class Map(NamedTuple):
-    """A measure that is mapped, what it means in a line, its limits (None: those of the data), and its marks.
+class Forecast(NamedTuple):
+    """A replacement of all heads at once: what it is called, how much is kept in a word, and the numbers."""
 
-    `shared` is what a head with W_Q = W_K reads, `null` what the null is called; the palest colour is that of the null,
-    or where `rises` that of the lower limit.
-    """
-
-    name: str
     title: str
-    about: str
-    limits: tuple[float, float] | None = None
-    shared: float | None = None
-    null: str = "random"
-    rises: bool = False
+    word: str
+    cosine: str
+    perplexity: str
 
 
-MAPS = (
-    Map("symmetry", "symmetry", "of W_Q W_Kᵀ: 1 symmetric, −1 antisymmetric, 0 random", (-1, 1), 1.0),
-    Map("symmetry_rotary", "symmetry, rotary", "the same under rotary positions, over all distances", (-1, 1), 1.0),
-    Map("tied_share", "tied share", "energy that the best W_Q = W_K keeps", (0, 1), 1.0),
-    Map("tied_share_rotary", "tied share, rotary", "the same under rotary positions", (0, 1), 1.0),
-    Map("signed_share", "signed share", "energy that W_Q = W_K with a sign per dimension keeps", (0, 1), 1.0),
-    Map("effective_rank", "effective rank", "dimensions that the head uses"),
-    Map("distance", "distance", "between W_Q and W_K where they are most alike: 0 tied", (0, 2), 0.0),
-    Map("directionality", "directionality", "negative: a few keys stand out; positive: a few queries", (-1, 1)),
-)
-BLIND, MAP = "does not look", "random map"
-ON_TEXT = (
-    Map("symmetry_data", "symmetry on data", "in the metric of the head's own queries and keys", (-1, 1), 1.0),
-    Map("tied_share_data", "tied share on data", "of the scores' variance, in that metric", (0, 1), 1.0),
-    Map("symmetry_data_rotary", "symmetry on data, rotary", "the same over all distances", (-1, 1), 1.0),
-    Map("tied_share_data_rotary", "tied share on data, rotary", "the same over all distances", (0, 1), 1.0),
-    Map("key_only_share", "keys alone", "of the scores' variance, what every query gives alike", (0, 1), rises=True),
-    Map("entropy", "entropy", "0 looks at one position, 1 at all alike", (0, 1), null=BLIND),
-    Map("first_mass", "on the first position", "mean weight", (0, 1), null=BLIND),
-    Map("self_mass", "on itself", "mean weight", (0, 1), null=BLIND),
-    Map("previous_mass", "on the position before", "mean weight", (0, 1), null=BLIND),
-    Map("next_mass", "on the position after", "mean weight", (0, 1), null=BLIND),
-    Map("cycle_2", "cycles of 2", "share of positions that end in one; tied heads have none", (0, 1), None, MAP, True),
-    Map("cycle_longer", "cycles of 3 or more", "the same; symmetric scores have none", (0, 1), None, MAP, True),
-    *(
-        Map(f"cosine_{kind}", f"forecast, {words}", "cosine of the output if this head alone were replaced", rises=True)
-        for kind, words in tables.FORECAST.items()
-    ),
-)
+def write_html(inspections: Sequence[Inspection], folder: str | Path) -> Path:
+    """Write the page as ``report.html`` into `folder`, which is made if need be; whole or not at all."""
+    path = Path(folder) / "report.html"
+    with write_atomically(path) as partial:
+        partial.write_text(as_html(inspections), encoding="utf-8")
+    return path
 
 
 def as_html(inspections: Sequence[Inspection]) -> str:
     """One page for one checkpoint, or for two side by side."""
+    data = json.dumps([_data(inspection) for inspection in inspections], separators=(",", ":"))
     return (
         pages.environment("inspection")
         .get_template("report.html.j2")
         .render(
             title=" and ".join(inspection.name for inspection in inspections),
             checkpoints=[_checkpoint(inspection) for inspection in inspections],
-            maps=_shown(MAPS, inspections),
-            on_text=_shown(ON_TEXT, inspections),
-            replacements=list(tables.FORECAST.values()),
-            compared=_compared(inspections),
-            data=json.dumps([_data(inspection) for inspection in inspections], separators=(",", ":")).replace(
-                "<", "\\u003c"
-            ),
+            maps=_shown(ON_WEIGHTS, inspections),
+            on_text=_shown((*ON_TEXT, *ALONE), inspections),
+            compared=tables.side_table(*inspections) if len(inspections) == 2 else None,
+            data=data.replace("<", "\\u003c"),
+            kept=KEPT,
+            lost=LOST,
         )
     )
 
 
 def _checkpoint(inspection: Inspection) -> dict[str, Any]:
     """What the page says of one checkpoint in words and tables."""
-    heads = inspection.heads
+    heads, data = inspection.heads, inspection.data
     layers = heads.groupby("layer").first()
     sizes = sorted({(str(row.head_dim), str(row.dim)) for row in layers.itertuples()})
+    about = "Median head of each layer, and the range over its heads"
     return {
         "name": inspection.name,
         "place": inspection.place + (f" at {inspection.revision}" if inspection.revision else ""),
@@ -102,35 +81,36 @@ def _checkpoint(inspection: Inspection) -> dict[str, Any]:
         "facts": f"{plural(len(layers), 'layer')} with {plural(len(heads), 'head')} of size "
         + " and ".join(f"{size} in width {dim}" for size, dim in sizes),
         "sentences": [_unbroken(sentence) for sentence in sentences(inspection)],
-        "table": {
-            "heads": [column.words for column in tables.shown(heads)],
-            "rows": tables.layer_words(heads, tables.shown(heads), summed=True),
-        },
-        "data": inspection.data,
-        "on_text": _on_text(inspection),
+        "forecast": forecasts(data) if data else [],
+        "forecast_table": tables.forecast_table(data) if data else None,
+        "ranking": ranking_table(heads),
+        "layers": tables.layer_table(heads, ON_WEIGHTS, about, summed=True),
+        "behaviour": tables.layer_table(heads, BEHAVIOUR, about) if data else None,
+        "data": data,
         "read": f"{decimal(inspection.bytes_read)} of {decimal(inspection.bytes_in_all)}",
         "window": inspection.window,
         "rotary": bool(heads["symmetry_rotary"].notna().any()),
     }
 
 
-def _on_text(inspection: Inspection) -> dict[str, Any] | None:
-    """The table of behaviour and that of the forecast."""
-    if inspection.data is None:
-        return None
-    columns = tables.shown(inspection.heads, tables.ON_TEXT)
-    return {
-        "heads": [column.words for column in columns],
-        "rows": tables.layer_words(inspection.heads, columns),
-        "forecast": tables.forecast_words(inspection.data),
-    }
+def forecasts(data: Data) -> list[Forecast]:
+    """What replacing all heads at once changes; [] where it was not forecast."""
+    rows = {row["replacement"]: row for _, row in data.forecast[data.forecast["scope"] == "all"].iterrows()}
+    before = float(data.forecast["perplexity"].iloc[0])
+    found = []
+    for kind, title in REPLACED.items():
+        if kind in rows:
+            cosine, after = float(rows[kind]["cosine"]), float(rows[kind]["perplexity"])
+            word = "nearly unchanged" if cosine >= KEPT else "lost" if cosine < LOST else "changed"
+            shown = "" if math.isnan(after) else f"{perplexity(before)} → {perplexity(after)}"
+            found.append(Forecast(title, word, number(cosine, 3), shown))
+    return found
 
 
-def _shown(maps: Sequence[Map], inspections: Sequence[Inspection]) -> list[dict[str, Any]]:
-    """Those that one of the checkpoints has at least."""
-    frames = [inspection.heads for inspection in inspections]
-    there = [one for one in maps if any(one.name in heads and heads[one.name].notna().any() for heads in frames)]
-    return [_maps(one, inspections) for one in there]
+def _shown(measures: Sequence[Measure], inspections: Sequence[Inspection]) -> list[dict[str, Any]]:
+    """The maps of those measures that one of the checkpoints has at least."""
+    there = {one.name for inspection in inspections for one in shown(inspection.heads, measures)}
+    return [_maps(one, inspections) for one in measures if one.name in there]
 
 
 def _unbroken(sentence: str) -> str:
@@ -140,20 +120,25 @@ def _unbroken(sentence: str) -> str:
     return sentence
 
 
-def _maps(one: Map, inspections: Sequence[Inspection]) -> dict[str, Any]:
-    """The maps of a measure, one for each checkpoint, in the same colours, and their scale with the null on it."""
+def _maps(one: Measure, inspections: Sequence[Inspection]) -> dict[str, Any]:
+    """The maps of a measure, one for each checkpoint, in the same colours, and their scale with the null on it.
+
+    With two colours one is nearer to a head with W_Q = W_K than random heads are, the other farther.
+    """
     grids = [_grid(inspection, one.name) for inspection in inspections]
     nulls = [null for null in (_null(inspection, one.name) for inspection in inspections) if not np.isnan(null)]
     limits = one.limits or _limits(grids, nulls)
     apart = bool(nulls) and max(nulls) - min(nulls) > 0.1 * (limits[1] - limits[0])
-    rises = one.rises or not nulls or apart
-    look: dict[str, Any] = {"limits": limits, "centre": None if rises else nulls[0]}
+    sided = (one.shared is not None or one.sided) and bool(nulls) and not apart
+    look: dict[str, Any] = {"limits": limits, "centre": nulls[0] if sided else None}
+    look["flipped"] = sided and one.shared is not None and one.shared < nulls[0]
     marks = {one.null: nulls[0]} if nulls else {}
     if apart:
         marks = {f"{one.null}, {side}": null for side, null in zip(("left", "right"), nulls, strict=True)}
     elif one.shared is not None:
         marks["shared"] = one.shared
     return {
+        "name": one.name,
         "title": one.title,
         "about": one.about,
         "drawn": [
@@ -182,17 +167,6 @@ def _limits(grids: Sequence[np.ndarray], nulls: Sequence[float]) -> tuple[float,
     return low - room, high + room
 
 
-def _compared(inspections: Sequence[Inspection]) -> list[list[str]]:
-    """The rows of the table that has two checkpoints side by side."""
-    if len(inspections) < 2:
-        return []
-    rows = tables.side_by_side(*inspections)
-    return [
-        [row["measure"].replace("_", " "), *(tables.number_text(row[name]) for name in rows.columns[1:])]
-        for _, row in rows.iterrows()
-    ]
-
-
 def _data(inspection: Inspection) -> dict[str, Any]:
     """What the script needs: all measures of each head with their nulls, and the spectra, thinned out."""
     heads = inspection.heads
@@ -206,6 +180,7 @@ def _data(inspection: Inspection) -> dict[str, Any]:
     return {
         "name": inspection.name,
         "measures": names,
+        "described": [described(name) for name in names],
         "heads": heads[["layer", "head", "kv_head"]].to_numpy().tolist(),
         "values": [_short(row) for row in numbers[names].to_numpy(dtype=float)],
         "nulls": list(different),

@@ -6,7 +6,8 @@ import pandas as pd
 
 from querykey.inspection.data import Data
 from querykey.inspection.inspect import Inspection
-from querykey.inspection.tables import FORECAST, number_text, perplexity_text
+from querykey.report.numbers import number as number_text
+from querykey.report.numbers import perplexity as perplexity_text
 
 SURE = 3.0  # standard deviations of random heads by which a head must differ from them
 BEYOND = 0.05  # share of positions in cycles above which a head is counted

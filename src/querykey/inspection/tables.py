@@ -6,55 +6,20 @@ import io
 import json
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import pandas as pd
 
+from querykey.inspection.columns import FORECAST, RANDOM, Measure, described, shown
 from querykey.inspection.data import Data
 from querykey.inspection.inspect import Inspection
+from querykey.report.numbers import number, perplexity
+from querykey.report.table import Cell, Column, Table
 
 Per = Literal["layer", "head"]
-RANDOM = "random"
-NOTHING = "–"
 KEYS = ("checkpoint", "layer", "head", "kv_head")
 FACTS = ("dim", "head_dim", "scaling", "positions", "qk_norm", "uses", "module")
-
-
-class Column(NamedTuple):
-    """A measure as it is shown: its name in the data, the words above it, its digits; rank 1 stays if room is short."""
-
-    name: str
-    words: str
-    digits: int
-    rank: int
-
-
-SHOWN = (
-    Column("symmetry", "symmetry", 2, 1),
-    Column("symmetry_rotary", "symmetry\nrotary", 2, 6),
-    Column("tied_share", "tied\nshare", 2, 3),
-    Column("tied_share_rotary", "tied share\nrotary", 2, 2),
-    Column("signed_share", "signed\nshare", 2, 4),
-    Column("effective_rank", "effective\nrank", 1, 5),
-    Column("distance", "distance\nW_Q to W_K", 2, 7),
-    Column("directionality", "direction-\nality", 2, 8),
-)
-"""What a terminal shows, as many as have room; the other formats have every column."""
-
-ON_TEXT = (
-    Column("tied_share_data", "tied share\non data", 2, 1),
-    Column("key_only_share", "keys\nalone", 2, 4),
-    Column("entropy", "entropy", 2, 2),
-    Column("first_mass", "on the\nfirst", 2, 5),
-    Column("self_mass", "on\nitself", 2, 3),
-    Column("previous_mass", "on the one\nbefore", 2, 6),
-    Column("next_mass", "on the one\nafter", 2, 7),
-    Column("cycle_longer", "cycles\nof 3 or more", 2, 8),
-)
-"""The same of what a text has shown."""
-
-FORECAST = {"tied": "W_Q = W_K", "signed": "with signs", "core": "with a core", "key_value": "K = V"}
-"""Replacements and what they are called."""
+Row = list[Cell | str]
 
 
 def table(inspections: Sequence[Inspection], per: Per = "head") -> pd.DataFrame:
@@ -100,12 +65,8 @@ def side_by_side(first: Inspection, second: Inspection) -> pd.DataFrame:
     rows = []
     for name in a.columns.intersection(b.columns, sort=False):
         null = f"{name}_null"
-        if (
-            null not in a
-            or null not in b
-            or name.startswith("layer_")
-            or (a[name].isna().all() and b[name].isna().all())
-        ):
+        empty = a[name].isna().all() and b[name].isna().all()
+        if null not in a or null not in b or name.startswith("layer_") or empty:
             continue
         row = {"measure": name, "first": a[name].median(), "first_null": a[null].median()}
         row |= {"second": b[name].median(), "second_null": b[null].median()}
@@ -132,68 +93,77 @@ def as_parquet(frame: pd.DataFrame) -> bytes:
     return written.getvalue()
 
 
-def shown(heads: pd.DataFrame, columns: Sequence[Column] = SHOWN, room: int = len(SHOWN)) -> list[Column]:
-    """Of these columns the ones that the heads have, the most important of them if there is no `room` for all."""
-    there = [column for column in columns if column.name in heads and heads[column.name].notna().any()]
-    first = sorted(there, key=lambda column: column.rank)[: max(room, 1)]
-    return [column for column in there if column in first]
-
-
-def layer_words(heads: pd.DataFrame, columns: Sequence[Column], *, summed: bool = False) -> list[list[str]]:
-    """A row per layer: its number, median and span of each column; then of random heads.
+def layer_table(heads: pd.DataFrame, measures: Sequence[Measure], caption: str, *, summed: bool = False) -> Table:
+    """A row per layer, with the median head and the range over its heads; then random heads.
 
     With `summed` the last column is the symmetry of the sum over the layer's heads.
     """
-    rows = []
-    for _, row in per_layer(heads).iterrows():
-        cells = [_spread(row, column) for column in columns]
-        rows.append([str(row["layer"]), *cells, *[number_text(row["layer_symmetry"])] * summed])
-    nulls = [(_random(kind, columns), number_text(kind["layer_symmetry_null"].iloc[0])) for kind in _kinds(heads)]
-    return rows + [[*cells, *[last] * summed] for cells, last in nulls]
+    there = shown(heads, measures)
+    rows: list[Row] = [
+        [str(int(row["layer"])), *(_spread(row, one) for one in there), *[number(row["layer_symmetry"])] * summed]
+        for _, row in per_layer(heads).iterrows()
+    ]
+    nulls = [(_random(kind, there), _muted(kind["layer_symmetry_null"].iloc[0])) for kind in _kinds(heads)]
+    rows += [[*cells, *[last] * summed] for cells, last in nulls]
+    columns = [Column("layer"), *map(_column, there), *[Column("symmetry of the sum")] * summed]
+    return Table(columns, rows, caption)
 
 
-def head_words(heads: pd.DataFrame, columns: Sequence[Column]) -> list[list[str]]:
-    """A row per head: layer, head, key head, and the columns; then of random heads."""
-    rows = [
-        [str(row[key]) for key in KEYS[1:]] + [number_text(row[column.name], column.digits) for column in columns]
+def head_table(heads: pd.DataFrame, measures: Sequence[Measure], caption: str) -> Table:
+    """A row per head: layer, head, key head and the measures; then random heads."""
+    there = shown(heads, measures)
+    rows: list[Row] = [
+        [*(str(row[key]) for key in KEYS[1:]), *(number(row[one.name], one.digits) for one in there)]
         for _, row in heads.iterrows()
     ]
-    return rows + [[RANDOM, "", "", *_random(kind, columns)[1:]] for kind in _kinds(heads)]
+    for kind in _kinds(heads):
+        name, *nulls = _random(kind, there)
+        rows.append([name, "", "", *nulls])
+    columns = [Column("layer"), Column("head"), Column("key head"), *map(_column, there)]
+    return Table(columns, rows, caption)
 
 
-def forecast_words(data: Data) -> list[list[str]]:
+def forecast_table(data: Data) -> Table:
     """A row per thing that is replaced: the cosine of the output for each replacement, and the perplexity under it."""
-    rows = []
+    rows: list[Row] = []
     for (scope, layer, head), mine in data.forecast.groupby(["scope", "layer", "head"], sort=False):
         effects = {row["replacement"]: _effect(row) for _, row in mine.iterrows()}
         one = f"layer {layer}" + (f" head {head}" if scope == "head" else "")
         what = {"none": "nothing", "all": "all heads"}.get(str(scope), one)
         rows.append([what, *(effects[""] if scope == "none" else effects[kind] for kind in FORECAST)])
-    return rows
+    below = ", and its perplexity" if data.perplexity else ""
+    caption = (
+        f"Heads replaced by the closest that share weights, untrained: cosine of the output to the original{below}"
+    )
+    return Table([Column("replaced", "left"), *map(Column, FORECAST.values())], rows, caption)
 
 
-def number_text(value: float, digits: int = 2) -> str:
-    """`0.13`, `−0.21`, `–` for what is not there."""
-    if math.isnan(value):
-        return NOTHING
-    text = f"{value:.{digits}f}"
-    return "0." + "0" * digits if float(text) == 0 else text.replace("-", "−")
+def side_table(first: Inspection, second: Inspection) -> Table:
+    """Two checkpoints, measure by measure."""
+    rows: list[Row] = [
+        [described(row["measure"])[0], *(number(row[name]) for name in row.index[1:])]
+        for _, row in side_by_side(first, second).iterrows()
+    ]
+    names = (first.name, RANDOM, second.name, RANDOM, "correlation")
+    caption = (
+        "Side by side: the median head of each, and the correlation of ranks over the heads, where both have the same"
+    )
+    return Table([Column("measure", "left"), *map(Column, names)], rows, caption)
 
 
-def perplexity_text(value: float) -> str:
-    """`7.43`, `31,480`."""
-    return f"{value:,.2f}" if value < 100 else f"{value:,.0f}"
+def _column(one: Measure) -> Column:
+    return Column(one.title, rank=one.rank)
 
 
-def _effect(row: pd.Series) -> str:
-    below = "" if math.isnan(row["perplexity"]) else f"\n{perplexity_text(row['perplexity'])}"
-    return number_text(row["cosine"], 3) + below
+def _effect(row: pd.Series) -> Cell:
+    below = "" if math.isnan(row["perplexity"]) else perplexity(row["perplexity"])
+    return Cell(number(row["cosine"], 3), below)
 
 
-def _spread(row: pd.Series, column: Column) -> str:
-    """`0.13` above `−0.21…0.73`."""
-    median, low, high = (number_text(row[column.name + end], column.digits) for end in ("", "_min", "_max"))
-    return f"{median}\n{low}…{high}" if median != NOTHING else NOTHING
+def _spread(row: pd.Series, one: Measure) -> Cell:
+    """`0.13` with `−0.21…0.73`."""
+    median, low, high = (number(row[one.name + end], one.digits) for end in ("", "_min", "_max"))
+    return Cell(median) if math.isnan(row[one.name]) else Cell(median, f"{low}…{high}")
 
 
 def _kinds(heads: pd.DataFrame) -> list[pd.DataFrame]:
@@ -201,10 +171,14 @@ def _kinds(heads: pd.DataFrame) -> list[pd.DataFrame]:
     return [mine for _, mine in heads.groupby(["dim", "head_dim"], sort=False)]
 
 
-def _random(heads: pd.DataFrame, columns: Sequence[Column]) -> list[str]:
+def _random(heads: pd.DataFrame, measures: Sequence[Measure]) -> Row:
     """The nulls of these heads, which on data differ a little from layer to layer: the median."""
-    nulls = [heads.get(f"{column.name}_null", pd.Series(dtype=float)).median() for column in columns]
-    return [RANDOM, *(number_text(null, column.digits) for null, column in zip(nulls, columns, strict=True))]
+    nulls = [heads.get(f"{one.name}_null", pd.Series(dtype=float)).median() for one in measures]
+    return [Cell(RANDOM, style="muted"), *(_muted(null, one.digits) for null, one in zip(nulls, measures, strict=True))]
+
+
+def _muted(value: float, digits: int = 2) -> Cell:
+    return Cell(number(value, digits), style="muted")
 
 
 def _plain(value: Any) -> Any:

@@ -1,7 +1,7 @@
 """Heat maps and their colour scales as HTML: a value is the opacity of a colour, so that a map fits any page.
 
 Without a centre there is one colour, and the opacity is the share of the way from the lower limit to the upper. With a
-centre this has no colour, and values above and below it have two. NaN has no colour either.
+centre this has no colour, and values above and below it have two, which `flipped` exchanges. NaN has no colour either.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from jaxtyping import Float, UInt8
 
 from querykey.report.figures import Axis, labels
 
-_AMOUNT, _ABOVE, _BELOW = (0, 114, 178), (213, 94, 0), (0, 114, 178)
+_AMOUNT, _ABOVE, _BELOW = (112, 74, 190), (213, 94, 0), (0, 114, 178)
 
 
 def heatmap(
@@ -30,6 +30,7 @@ def heatmap(
     y_label: str,
     names: Sequence[str] | None = None,
     centre: float | None = None,
+    flipped: bool = False,
 ) -> str:
     """A matrix, row 0 on top. Without names, of its rows and columns alike, these are numbered from 0.
 
@@ -39,7 +40,7 @@ def heatmap(
     wide = min(2.0, max(0.2, height / width))
     labelled = "named" if names else "numbered"
     across, down = _cells(names, width), _cells(names, height)
-    pixels = _png(_pixels(values, limits, centre))
+    pixels = _png(_pixels(values, limits, centre, flipped))
     return (
         f'<div class="map {labelled}" role="img" aria-label="{escape(title)}" data-shape="{height},{width}">'
         f'<span class="down">{escape(y_label)}</span><div class="ys">{labels(down, "top")}</div>'
@@ -49,12 +50,17 @@ def heatmap(
 
 
 def scale(
-    title: str, *, limits: tuple[float, float], centre: float | None = None, marks: Mapping[str, float] | None = None
+    title: str,
+    *,
+    limits: tuple[float, float],
+    centre: float | None = None,
+    flipped: bool = False,
+    marks: Mapping[str, float] | None = None,
 ) -> str:
     """The colours of a heat map and what they stand for; `marks` are named values."""
     axis = Axis(*limits)
     values = np.linspace(*limits, 256)[None]
-    pixels = _png(_pixels(values, limits, centre))
+    pixels = _png(_pixels(values, limits, centre, flipped))
     named = "".join(
         f'<span style="left:{axis.place(x):.2f}%">{escape(name)}</span>' for name, x in (marks or {}).items()
     )
@@ -72,17 +78,19 @@ def _cells(names: Sequence[str] | None, cells: int) -> list[tuple[float, str]]:
 
 
 def _pixels(
-    values: Float[np.ndarray, "rows columns"], limits: tuple[float, float], centre: float | None
+    values: Float[np.ndarray, "rows columns"], limits: tuple[float, float], centre: float | None, flipped: bool
 ) -> UInt8[np.ndarray, "rows columns 4"]:
     """Red, green, blue and opacity of each value."""
     low, high = limits
+    pixels = np.zeros((*values.shape, 4), np.uint8)
     if centre is None:
         share = (values - low) / (high - low)
+        pixels[..., :3] = _AMOUNT
     else:
         share = (values - centre) / max(abs(low - centre), abs(high - centre))
-    pixels = np.zeros((*values.shape, 4), np.uint8)
-    pixels[..., :3] = _AMOUNT if centre is None else np.where((share > 0)[..., None], _ABOVE, _BELOW)
-    pixels[..., 3] = np.nan_to_num(255 * np.clip(np.abs(share) if centre is not None else share, 0, 1)).round()
+        pixels[..., :3] = np.where(((share > 0) != flipped)[..., None], _ABOVE, _BELOW)
+        share = np.abs(share)
+    pixels[..., 3] = np.nan_to_num(255 * np.clip(share, 0, 1)).round()
     return pixels
 
 

@@ -6,7 +6,7 @@
             progress("layers", done, 12)
 
 On a terminal it is a bar with the time left, which is gone at the end. Elsewhere it is a line for each new kind of
-step and for each tenth that is done.
+step, for its end, and for each tenth in between that takes a second or more.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ class Progress:
         self._task = self._bar.add_task(opening, total=None)
         self._live = Live(self._bar, console=console, refresh_per_second=4, transient=True)
         self._last = ("", 0, 0)
+        self._told = (0, 0.0)  # the step of the last line and its time
 
     def __enter__(self) -> Progress:
         if self.console.is_terminal:
@@ -63,12 +64,19 @@ class Progress:
         before, at, of = self._last
         if total != of or done < at:
             self._bar.reset(self._task, total=total)
+            self._told = (0, self._bar.get_time())
         self._bar.update(self._task, description=what, completed=done, total=total)
         if self.console.is_terminal:
             self._live.update(self._bar if above is None else Group(above, self._bar))
-        elif what != before or done == total or 10 * done // total > 10 * at // total:
+        elif what != before or done == total or self._due(done, total):
             self.console.print(self._line(what, done, total, note), soft_wrap=True, highlight=False, markup=False)
+            self._told = (done, self._bar.get_time())
         self._last = (what, done, total)
+
+    def _due(self, done: int, total: int) -> bool:
+        """Whether another tenth and a second have passed since the last line."""
+        told, at = self._told
+        return 10 * done // total > 10 * told // total and self._bar.get_time() - at >= 1
 
     def _line(self, what: str, done: int, total: int, note: str) -> str:
         seconds = self._bar.tasks[0].time_remaining

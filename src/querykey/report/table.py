@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
+from textwrap import fill
 from typing import Literal
 
 from rich import box
@@ -30,6 +31,7 @@ Style = Literal["", "good", "bad", "muted", "code"]
 
 _TERMINAL = {"good": "green", "bad": "red", "muted": "dim"}
 _GAP = 2  # blanks between two columns of a terminal
+_HEAD = 14  # characters from which a title is broken
 _WRAPPED = 24  # characters that a column which may wrap needs at least
 
 
@@ -134,8 +136,9 @@ class Table:
         table = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
         for n in chosen:
             column = self.columns[n]
-            head = _joined(column.title, column.detail, "  " if beside else "\n")
-            table.add_column(Text(head), justify=column.align, no_wrap=not column.wrap, overflow="fold")
+            table.add_column(
+                Text(_title(column, beside)), justify=column.align, no_wrap=not column.wrap, overflow="fold"
+            )
         widths = [self._detail_width(n) for n in range(len(self.columns))]
         for row in self.rows:
             table.add_row(*(_printed(_cell(row[n]), beside, widths[n]) for n in chosen))
@@ -147,11 +150,12 @@ class Table:
 
     def _column_width(self, n: int, beside: bool) -> int:
         column = self.columns[n]
-        cells = [Cell(column.title, column.detail), *(_cell(row[n]) for row in self.rows)]
-        texts = [max(map(cell_len, cell.text.split("\n"))) for cell in cells]
-        details = max(cell_len(cell.detail) for cell in cells)
-        longest = max(texts) + details + _GAP * bool(details) if beside else max(*texts, details)
-        return min(longest, max(_WRAPPED, len(column.title))) if column.wrap else longest
+        cells = [_cell(row[n]) for row in self.rows]
+        texts = max((cell_len(cell.text) for cell in cells), default=0)
+        details = self._detail_width(n)
+        longest = texts + details + _GAP * bool(details) if beside else max(texts, details)
+        head = max(map(cell_len, _title(column, beside).split("\n")))
+        return max(head, min(longest, _WRAPPED) if column.wrap else longest)
 
     def _detail_width(self, n: int) -> int:
         return max((cell_len(_cell(row[n]).detail) for row in self.rows), default=0)
@@ -163,6 +167,12 @@ def _cell(cell: Cell | str) -> Cell:
 
 def _joined(text: str, detail: str, between: str = " ") -> str:
     return f"{text}{between}{detail}" if detail else text
+
+
+def _title(column: Column, beside: bool) -> str:
+    """The head of a column for a terminal, over several lines where it is long."""
+    words = fill(column.title, _HEAD, break_long_words=False)
+    return _joined(words, column.detail, "  " if beside else "\n")
 
 
 def _printed(cell: Cell, beside: bool, width: int) -> Text:
