@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pandas as pd
 
+from querykey.inspection.columns import FORECAST
 from querykey.inspection.data import Data
 from querykey.inspection.inspect import Inspection
-from querykey.report.numbers import number as number_text
-from querykey.report.numbers import perplexity as perplexity_text
+from querykey.report.numbers import number, percent, perplexity, plural
 
 SURE = 3.0  # standard deviations of random heads by which a head must differ from them
 BEYOND = 0.05  # share of positions in cycles above which a head is counted
@@ -51,7 +51,7 @@ def on_symmetry(heads: pd.DataFrame) -> str:
     less = int((away < -SURE).sum())
     return (
         f"{of(away > SURE, 'is', 'are')} more symmetric than random heads and {less or 'none'} less, by more than "
-        f"{SURE:g} standard deviations. The median symmetry is {number_text(symmetry['value'].median())} on a scale "
+        f"{SURE:g} standard deviations. The median symmetry is {number(symmetry['value'].median())} on a scale "
         "from −1 to 1."
     )
 
@@ -71,8 +71,8 @@ def on_rank(heads: pd.DataFrame) -> str:
     rank, size = heads["effective_rank"], heads["head_dim"]
     least = heads.iloc[int((rank / size).argmin())]
     return (
-        f"The median head has an effective rank of {number_text(rank.median(), 1)} in {size.median():g} dimensions; "
-        f"the lowest is {number_text(least['effective_rank'], 1)} of {least['head_dim']}, in layer {least['layer']} "
+        f"The median head has an effective rank of {number(rank.median(), 1)} in {size.median():g} dimensions; "
+        f"the lowest is {number(least['effective_rank'], 1)} of {least['head_dim']}, in layer {least['layer']} "
         f"head {least['head']}."
     )
 
@@ -85,7 +85,7 @@ def on_sums(heads: pd.DataFrame) -> str:
     single = heads["symmetry"]
     return (
         f"The symmetry of the sum over a layer's heads, which published tables give, is {span(sums)}. That of single "
-        f"heads is {span(single)}, with a median of {number_text(single.median())}."
+        f"heads is {span(single)}, with a median of {number(single.median())}."
     )
 
 
@@ -131,7 +131,7 @@ def on_forecast(heads: pd.DataFrame, data: Data) -> list[str]:
     if effects.empty and "tied_share_data" not in heads:
         found.append("There is no forecast: the rotation of queries and keys by positions cannot be undone.")
     if not effects.empty:
-        cosine = {kind: number_text(value) for kind, value in effects["cosine"].items()}
+        cosine = {kind: number(value) for kind, value in effects["cosine"].items()}
         found.append(
             f"With all heads replaced at once, untrained, the cosine between the new output and the old one is "
             f"{cosine['tied']} for the best W_Q = W_K, {cosine['signed']} with a sign per dimension, {cosine['core']} "
@@ -139,7 +139,7 @@ def on_forecast(heads: pd.DataFrame, data: Data) -> list[str]:
             f"({cosine['copied']} for W_K := W_Q, {cosine['uniform']} for uniform attention)."
         )
     if data.perplexity:
-        before, *after = (perplexity_text(value) for value in data.forecast["perplexity"].iloc[: len(FORECAST) + 1])
+        before, *after = (perplexity(value) for value in data.forecast["perplexity"].iloc[: len(FORECAST) + 1])
         then = ", ".join(f"{value} ({name})" for value, name in zip(after, FORECAST.values(), strict=False))
         on = f"on {data.name}, {data.measured_on:,} tokens in contexts of {data.context},"
         found.append(f"The perplexity {on} is {before}{f' and becomes {then}' if then else ''}.")
@@ -176,14 +176,4 @@ def of(chosen: pd.Series, one: str, more: str) -> str:
 
 def span(values: pd.Series) -> str:
     """`−0.21 to 0.73`."""
-    return f"{number_text(values.min())} to {number_text(values.max())}"
-
-
-def percent(share: float) -> str:
-    """`32 %`."""
-    return f"{100 * share:.0f} %"
-
-
-def plural(count: int, what: str) -> str:
-    """`1 head`, `16,128 heads`."""
-    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
+    return f"{number(values.min())} to {number(values.max())}"

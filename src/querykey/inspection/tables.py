@@ -132,9 +132,8 @@ def forecast_table(data: Data) -> Table:
         what = {"none": "nothing", "all": "all heads"}.get(str(scope), one)
         rows.append([what, *(effects[""] if scope == "none" else effects[kind] for kind in FORECAST)])
     below = ", and its perplexity" if data.perplexity else ""
-    caption = (
-        f"Heads replaced by the closest that share weights, untrained: cosine of the output to the original{below}"
-    )
+    on = f"{data.measured_on:,} tokens of {data.name}, context {data.context}"
+    caption = f"Heads that share weights, untrained: cosine of the output to the original{below}, on {on}"
     return Table([Column("replaced", "left"), *map(Column, FORECAST.values())], rows, caption)
 
 
