@@ -78,8 +78,8 @@ function interventions({ state, set, about }, said) {
 function scope({ state, set, about, exported }) {
   const names = scopes(about);
   if (exported || names.length < 2) return [];
-  const chosen = select("scope", names.map((name) => [name, t(`scope.${name}`)]), state.scope, (value) => set({ scope: value }), { title: t("help.scope") });
-  return [el("label", { for: "scope" }, t("scope")), chosen];
+  const options = names.map((name) => [name, t("scope.in", { scope: t(`scope.${name}`) })]);
+  return [select("scope", options, state.scope, (value) => set({ scope: value }), { title: t("help.scope"), "aria-label": t("scope") })];
 }
 
 function mask({ state, set, about }) {
@@ -104,9 +104,11 @@ export function strip(page) {
   const group = el("div", { role: "radiogroup", "aria-label": t("tokens"), class: "chips" }, ...chips);
   roving(group, chips);
   const notes = [t("tokensHint", { token: quoted(look.tokens[state.i]) }), look.cut ? t("cut", { n: look.tokens.length }) : "", look.unknown ? t("unknown", { n: look.unknown }) : ""];
-  const { scrollLeft, scrollTop } = place.firstElementChild ?? {};
+  const { scrollLeft } = place.firstElementChild ?? {};
   place.replaceChildren(group, el("p", { class: "small muted", html: notes.filter(Boolean).join(" ") }));
-  group.scrollTo(scrollLeft ?? 0, scrollTop ?? 0);
+  group.scrollTo(scrollLeft ?? 0, 0);
+  const [chosen, room] = [chips[state.i], group.clientWidth];
+  if (chosen.offsetLeft < group.scrollLeft || chosen.offsetLeft + chosen.offsetWidth > group.scrollLeft + room) group.scrollTo(chosen.offsetLeft - room / 2, 0);
 }
 
 // One stop for the tab key, arrow keys within.
