@@ -32,7 +32,7 @@ def script(name, monkeypatch, *words):
 
 
 def test_every_script_is_tried():
-    known = {*KERNELS, "engines", "loop", "reading", "explore", "options"}
+    known = {*KERNELS, "conversion", "engines", "loop", "reading", "explore", "options"}
     assert {path.stem for path in FOLDER.glob("*.py")} == known
 
 
@@ -84,3 +84,19 @@ def test_explore(monkeypatch, capsys):
     monkeypatch.setattr(module, "TOKENS", (32,))
     module.main()
     assert "32 tokens: switch" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_conversion(monkeypatch, capsys, tmp_path):
+    pytest.importorskip("transformers")
+    from conversions import byte_tokenizer, tiny
+
+    tiny().float().save_pretrained(tmp_path / "model")
+    byte_tokenizer().save_pretrained(tmp_path / "model")
+    (tmp_path / "a.txt").write_text("Words to calibrate on. " * 99)
+    (tmp_path / "b.txt").write_text("And other ones to evaluate on. " * 99)
+    words = ["--calibrate", str(tmp_path / "a.txt"), "--evaluate", str(tmp_path / "b.txt"), "--length", "24"]
+    module = script("conversion", monkeypatch, str(tmp_path / "model"), *words, "--windows", "4", "--each", "2")
+    module.main()
+    lines = [line for line in capsys.readouterr().out.splitlines() if RATIO.search(line)]
+    assert len(lines) == 7
