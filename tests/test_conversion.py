@@ -274,7 +274,7 @@ def test_other_families_load_too(family, tmp_path):
     found.save(tmp_path / "b", plain=True)
     torch.testing.assert_close(logits(load(tmp_path / "a"), ids), logits(found.model, ids), rtol=0, atol=0)
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "b")
-    torch.testing.assert_close(logits(plain, ids), logits(found.model, ids), rtol=0, atol=1e-6)
+    torch.testing.assert_close(logits(plain, ids), logits(found.model, ids), rtol=0, atol=1e-5)  # sums in another order
 
 
 SCRIPT = """
