@@ -209,6 +209,7 @@ def test_peers_compute_what_ours_computes(word, causal):
             torch.testing.assert_close(peer.forward(x), ours)
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method:DeprecationWarning")  # of inductor
 @pytest.mark.parametrize("caches", [{"", "static"}, pytest.param({"compiled"}, marks=pytest.mark.slow)], ids=str)
 @pytest.mark.parametrize("word", ["x-transformers", "hf"])
 def test_peers_decode_what_ours_decodes(word, caches):

@@ -12,7 +12,7 @@ from studied import killed_and_finished, lasting
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-KILLS = 10
+KILLS = 6
 TOML = """
 designs = ["q,k,v", "q=k,v"]
 seeds = 12
@@ -80,12 +80,12 @@ def test_workers_killed_at_random_moments(engine, plan, undisturbed, tmp_path):
     finally:
         over.set()
         thread.join()
-    assert len(killed) >= 6  # a study that has ended has no worker to kill
+    assert len(killed) >= 3  # a study that has ended has no worker to kill
     assert lasting(tmp_path) == undisturbed
 
 
 @pytest.mark.parametrize("engine", ["local", "ray"])
 def test_the_driver_killed_at_random_moments(engine, plan, undisturbed, tmp_path):
     out = tmp_path / "out"
-    assert killed_and_finished(plan, out, KILLS, seed=5, engine=engine) >= 5
+    assert killed_and_finished(plan, out, KILLS, seed=5, engine=engine) >= 3
     assert lasting(out) == undisturbed

@@ -98,7 +98,12 @@ def test_the_extras_name_all_that_is_imported():
     extras = project["optional-dependencies"]
     required = [*project["dependencies"], *(one for name, some in extras.items() if name != "dev" for one in some)]
     names = {re.match(r"[\w-]+", one)[0].replace("-", "_").lower() for one in required}
-    names |= {"markupsafe", "pygments", "huggingface_hub"}  # of jinja2, rich and transformers
+    names |= {
+        "markupsafe",
+        "pygments",
+        "huggingface_hub",
+        "markdown_it",
+    }  # of jinja2, rich, transformers, markdown-it-py
     found = set()
     for path in (ROOT / "src").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
