@@ -80,7 +80,7 @@ def _made(words: str) -> str:
 
 def summarise(result: Result) -> dict[str, Any]:
     """All that a table needs: one row per task and design, and one per prediction of a claim."""
-    machine = result.cells["origin.machine.processor"].iloc[0] if len(result.records) else None
+    machine = result.cells["provenance.machine.processor"].iloc[0] if len(result.records) else None
     return {
         "study": result.study.name,
         "question": result.study.question,
@@ -90,7 +90,7 @@ def summarise(result: Result) -> dict[str, Any]:
         "cells": len(result.study.cells),
         "missing": result.missing,
         "machine": machine,
-        "torch": result.cells["origin.torch"].iloc[0],
+        "torch": result.cells["provenance.torch"].iloc[0],
         "hours": round(float(result.cells["seconds"].sum()) / 3600, 3),
         "notes": advice(result, Words("study")) + notes(result, Words("study")),
         "rows": [_row(result, task, design) for task in result.study.tasks for design in result.study.designs_of(task)],

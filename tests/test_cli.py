@@ -5,8 +5,10 @@ import io
 import json
 import os
 import resource
+import shlex
 import subprocess
 import sys
+from html import unescape
 
 import pytest
 
@@ -218,9 +220,13 @@ def test_compare_prints_tables_a_report_and_an_answer(tmp_path):
             rows = list(csv.DictReader(io.StringIO(again.stdout)))
             assert [row["design"] for row in rows] == ["q,k,v", "q=k,v"] * 2
         if kind == "json":
-            json.loads(again.stdout)
+            command = json.loads(again.stdout)["study"]["command"]
         if kind == "html":
             assert again.stdout == (tmp_path / "report.html").read_text()
+            assert command in unescape(again.stdout)
+    same = querykey(*shlex.split(command)[1:])
+    assert same.stdout == done.stdout
+    assert "all 4 cells had been trained before" in same.stderr
 
 
 def test_cost_in_all_formats(capsys):

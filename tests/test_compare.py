@@ -52,9 +52,13 @@ def test_a_result_has_its_cells_and_its_summary(undisturbed):
     _, records, result = undisturbed
     assert len(result.cells) == len(records) == 24
     assert result.cells["key"].is_unique
-    assert {"metrics.test", "metrics.validation", "config.steps", "origin.torch", "origin.machine.cores"} <= set(
-        result.cells
-    )
+    assert {
+        "metrics.test",
+        "metrics.validation",
+        "config.steps",
+        "provenance.torch",
+        "provenance.machine.cores",
+    } <= set(result.cells)
     assert list(result.summary["task"]) == ["cycle", "induction"]
     assert set(result.summary["design"]) == {"q=k,v"}
     assert result.missing == 0

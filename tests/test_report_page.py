@@ -12,7 +12,7 @@ import torch
 import studied
 from pages import Page
 from querykey.report import figures, heatmaps
-from querykey.study.maps import _most_different, attention_maps, head_maps
+from querykey.study.maps import _byte_names, _most_different, attention_maps, head_maps
 from querykey.study.plan import TaskChoice
 from querykey.study.report import Report, read
 from querykey.study.training import load
@@ -68,8 +68,9 @@ def test_the_contents_lead_to_each_part(ladder):
 
 def test_the_page_says_how_it_was_measured(ladder):
     text = page(ladder).text
-    origin = ladder.records["origin"][0]
-    for shown in ("comparisons: 4", "95 %", "Sizes of the models", origin["python"], origin["torch"], "45 s, 1.2 s a"):
+    made_by = ladder.records["provenance"][0]
+    versions = (made_by["python"], made_by["torch"])
+    for shown in ("comparisons: 4", "95 %", "Sizes of the models", *versions, "45 s, 1.2 s a cell"):
         assert shown in text, shown
     assert ladder.records["finished_at"].max() in text
 
@@ -265,6 +266,12 @@ def test_maps_of_text_are_named_by_bytes_and_cropped(small_run):
     assert source.count("data:image/png") == 2 * 2 + 2  # and a scale for each task
     assert f"Layer {found.layer + 1} of 2, head {found.head + 1} of 3" in source
     assert "Of 41 positions the first 32 are shown" in source
+
+
+def test_bytes_are_named_by_the_characters_that_they_end():
+    assert _byte_names(list("a 注\n".encode())) == ["a", "␣", "", "", "注", "⏎"]
+    assert _byte_names([0xFF, 0x41, 0]) == ["·", "A", "·"]
+    assert _byte_names(list("注".encode())[1:]) == ["·", "·"]  # the beginning is cut off
 
 
 def test_maps_of_one_task_share_their_scale(small_run, monkeypatch):

@@ -40,7 +40,7 @@ def test_cells_are_flat_and_their_columns_never_collide(tmp_path):
     assert cells.columns.is_unique
     groups = [name.partition(".")[0] for name in cells.columns]
     assert [*dict.fromkeys(groups)][:5] == ["key", "task", "design", "seed", "status"]
-    assert [*dict.fromkeys(groups)][5:] == ["metrics", "seconds", "finished_at", "config", "origin"]
+    assert [*dict.fromkeys(groups)][5:] == ["metrics", "seconds", "finished_at", "config", "provenance"]
     first = cells.iloc[0]
     assert (first["seed"], first["metrics.seed"], first["metrics.test"], first["config.options.names"]) == (
         0,
@@ -72,7 +72,7 @@ def test_csv_comes_back_exactly(tmp_path):
     rows = list(csv.DictReader(io.StringIO(text)))
     assert float(rows[0]["metrics.test"]) == 1 / 3
     assert rows[0]["config.dim"] == "12"
-    assert rows[0]["origin.torch"] == torch.__version__
+    assert rows[0]["provenance.torch"] == torch.__version__
     assert rows[2]["status"] == "diverged"
     assert rows[2]["metrics.test"] == ""
     assert len(rows) == 5
@@ -93,7 +93,7 @@ def test_json_is_strict_and_whole(tmp_path):
     assert found["missing"] == 1
     assert [cell["metrics"].get("test") for cell in found["cells"]] == [0.5, 0.25, None]
     assert found["cells"][0]["config"]["dim"] == 12
-    assert found["cells"][0]["origin"]["machine"]["cores"] >= 1
+    assert found["cells"][0]["provenance"]["machine"]["cores"] >= 1
     assert found["curves"][2] == {"key": found["cells"][2]["key"], "step": [1], "loss": [None], "validation": [0.5]}
     assert found["summary"][0]["difference_mean"] == -0.25
     assert found["summary"][0]["difference_low"] is None  # infinite with one pair

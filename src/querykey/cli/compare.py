@@ -49,12 +49,15 @@ def _run(chosen: argparse.Namespace) -> int:
         from querykey.study.display import Display
         from querykey.study.engines import EngineError
     given = {name: value for name, value in vars(chosen).items() if name not in ("command", "stopped")}
-    language = given.pop("lang", "en")
+    language, told = given.pop("lang", "en"), Console(stderr=True)
     try:
-        with Progress(Console(stderr=True)) as progress:
-            report = compare(given.pop("plan", "why"), watch=Display(progress), **given)
+        with Progress(told) as progress:
+            display = Display(progress)
+            report = compare(given.pop("plan", "why"), watch=display, **given)
     except EngineError as error:
         raise ValueError(str(error)) from None
+    if not display.trained:
+        told.print(f"all {len(report.records)} cells had been trained before", soft_wrap=True, highlight=False)
     Console().print(report.terminal(language))
     print(f"\nreport: {report.write_html(language)}")
     return 0

@@ -19,7 +19,7 @@ class Measure(NamedTuple):
         title: what it is called.
         about: what it says, in a line.
         digits: that are shown.
-        rank: tables without room leave out the highest.
+        rank: narrow tables leave out the highest.
         limits: of its map; None for those of the data.
         shared: what a head with W_Q = W_K has, where it has one value.
         null: what the null is called.

@@ -163,8 +163,8 @@ def _limits(grids: Sequence[np.ndarray], nulls: Sequence[float]) -> tuple[float,
     """From the lowest to the highest number, the nulls among them, and a little more."""
     values = np.concatenate([np.ravel(grid) for grid in grids] + [np.array(nulls)])
     low, high = float(np.nanmin(values)), float(np.nanmax(values))
-    room = 0.04 * (high - low) or 0.5
-    return low - room, high + room
+    pad = 0.04 * (high - low) or 0.5
+    return low - pad, high + pad
 
 
 def _data(inspection: Inspection) -> dict[str, Any]:

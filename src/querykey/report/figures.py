@@ -10,11 +10,12 @@ light and one for dark pages, as the variables ``--d0`` to ``--d9`` of the style
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import chain, count
-from math import ceil, floor, isfinite, log10
+from math import ceil, isfinite, log10
 from typing import NamedTuple
 
 from querykey.report.numbers import number
@@ -28,7 +29,7 @@ class Colour(NamedTuple):
 
 
 class Look(NamedTuple):
-    """How a design is drawn: the number of its colour, its marker (a letter of matplotlib) and its dashes."""
+    """How a design is drawn: the number of its colour, its marker (a letter, as matplotlib has them) and its dashes."""
 
     colour: int
     marker: str
@@ -50,11 +51,11 @@ class Axis(NamedTuple):
     def ticks(self) -> list[tuple[float, str]]:
         """About five round values with their texts."""
         raw = (self.high - self.low) / 5
-        size = 10.0 ** floor(log10(raw))
+        size = 10.0 ** math.floor(log10(raw))
         step = size * next(factor for factor in (1, 2, 5, 10) if factor * size >= raw * 0.999)
-        digits = max(0, -floor(log10(step)))
+        digits = max(0, -math.floor(log10(step)))
         first = ceil(self.low / step - 1e-9)
-        values = [n * step for n in range(first, floor(self.high / step + 1e-9) + 1)]
+        values = [n * step for n in range(first, math.floor(self.high / step + 1e-9) + 1)]
         return [(self.place(value), number(value, digits)) for value in values]
 
 
@@ -160,9 +161,9 @@ def curves(
     A level far outside of what the lines span is left out, for it would flatten them.
     """
     xs, ys = [x for c in lines for x in c.x], [y for c in lines for y in (*c.low, *c.high)]
-    room = 0.06 * (max(ys) - min(ys)) or 0.5
-    low, high = min(ys) - room, max(ys) + room
-    near = {name: y for name, y in (levels or {}).items() if low - 3 * room <= y <= high + 3 * room}
+    pad = 0.06 * (max(ys) - min(ys)) or 0.5
+    low, high = min(ys) - pad, max(ys) + pad
+    near = {name: y for name, y in (levels or {}).items() if low - 3 * pad <= y <= high + 3 * pad}
     x_axis = Axis(min(xs), max(xs) if max(xs) > min(xs) else min(xs) + 1)
     y_axis = Axis(min([low, *near.values()]), max([high, *near.values()]), turned=True)
     drawn = [

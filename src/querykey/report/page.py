@@ -13,13 +13,13 @@ from markupsafe import Markup
 from querykey.report.figures import COLOURS
 
 
-def environment(room: str) -> Environment:
-    """For the templates of one room, such as "study": a name that is not given is an error, and all text is escaped.
+def environment(package: str) -> Environment:
+    """For the templates of one package, such as "study": a name that is not given is an error, and all text is escaped.
 
     A template says ``{{ stylesheet }}`` for the common style and ``{{ script }}`` for the common script.
     """
     found = Environment(
-        loader=PackageLoader(f"querykey.{room}", "."),
+        loader=PackageLoader(f"querykey.{package}", "."),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -9,8 +9,9 @@
     table.markdown()            # GitHub's tables
     "{{ table }}"               # in a Jinja template: HTML, sortable by the script of `report.page`
 
-A cell has a main text and a `detail` such as an interval. The detail stands beside the text where there is room and
-below it elsewhere. A row may also hold plain strings. CSV and JSON are written from the raw records, not from tables.
+A cell has a main text and a `detail` such as an interval. The detail stands beside the text where the width allows it,
+and below it elsewhere. A row may also hold plain strings. CSV and JSON are written from the raw records, not from
+tables.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class Column:
         align: "right" for numbers, "left" for words.
         about: a short explanation, printed above the table.
         wrap: whether its text may be broken over lines.
-        rank: a terminal without room leaves out the column with the highest rank; columns of rank 0 stay.
+        rank: a narrow terminal leaves out the column with the highest rank; columns of rank 0 stay.
     """
 
     title: str
@@ -123,10 +124,10 @@ class Table:
     def _explained(self) -> list[tuple[str, str]]:
         return [(_joined(column.title, column.detail), column.about) for column in self.columns if column.about]
 
-    def _drawn(self, room: int) -> RichTable:
+    def _drawn(self, width: int) -> RichTable:
         """All columns with details beside the texts; else below them; else without the columns of highest rank."""
         chosen, beside = [*range(len(self.columns))], True
-        while self._width(chosen, beside) > room:
+        while self._width(chosen, beside) > width:
             ranks = {n: self.columns[n].rank for n in chosen}
             if not beside and not any(ranks.values()):
                 break

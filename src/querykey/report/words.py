@@ -1,4 +1,4 @@
-"""Sentences of reports in several languages, from a TOML file of the room that prints them.
+"""Sentences of reports in several languages, from a TOML file of the package that prints them.
 
 [worse]                                   say = Words("study", "zh")
 en = "worse on {tasks}"                   say("worse", tasks=say.join(["cycle", "shift"]))
@@ -17,24 +17,24 @@ Language = Literal["en", "zh"]
 
 
 class Words:
-    """The sentences of a room, such as "study", in one language.
+    """The sentences of a package, such as "study", in one language.
 
     Raises:
         ValueError: if the language is unknown.
     """
 
-    def __init__(self, room: str, language: Language = "en") -> None:
+    def __init__(self, package: str, language: Language = "en") -> None:
         if language not in get_args(Language):
             raise ValueError(f"the language is {language!r}, expected one of {', '.join(get_args(Language))}")
-        self.room, self.language = room, language
+        self.package, self.language = package, language
 
     def __call__(self, key: str, **values: object) -> str:
         """The sentence of this key with its places filled in."""
-        said = _catalogue(self.room)[key][self.language].format(**values)
+        said = _catalogue(self.package)[key][self.language].format(**values)
         return said.replace("） ", "）")  # a full-width bracket brings its own space
 
     def __contains__(self, key: str) -> bool:
-        return key in _catalogue(self.room)
+        return key in _catalogue(self.package)
 
     def join(self, names: Sequence[str]) -> str:
         """`a, b and c`, `a、b 和 c`."""
@@ -43,5 +43,5 @@ class Words:
 
 
 @cache
-def _catalogue(room: str) -> dict[str, dict[str, str]]:
-    return tomllib.loads(files(f"querykey.{room}").joinpath("words.toml").read_text("utf-8"))
+def _catalogue(package: str) -> dict[str, dict[str, str]]:
+    return tomllib.loads(files(f"querykey.{package}").joinpath("words.toml").read_text("utf-8"))

@@ -16,7 +16,7 @@ from querykey import machine
 from querykey.stats.statistics import SeedSchedule
 from querykey.study import engines, ray_engine, report, tuning
 from querykey.study.config import PlanError
-from querykey.study.options import Options, sort_options
+from querykey.study.options import Options, command_line, sort_options
 from querykey.study.plan import Cell, Plan, TaskChoice, choose_task, load_plan
 from querykey.study.records import Declared, Records, Study, weights_path
 from querykey.study.training import Outcome
@@ -63,7 +63,8 @@ def compare(plan: str | Path | Plan = "why", *, watch: Watch | None = None, **op
     with Records(chosen.out or Path("runs") / asked.name, create=True) as records, records.lock():
         asked = _prepared(asked, tasks, records.folder)
         facts = facts_of(asked, tasks, records.folder)
-        training = _Training(asked, facts, records, _engine(chosen, device), watch)
+        command = "" if isinstance(plan, Plan) else command_line(plan, options)
+        training = _Training(asked, facts, records, _engine(chosen, device), watch, command)
         training.grow(training.tuned(asked.cells(tasks, device)), chosen.seeds == "auto")
         return report.read(records.folder)
 
@@ -136,6 +137,7 @@ class _Training:
     records: Records
     run: Run
     watch: Watch | None
+    command: str
 
     def tuned(self, cells: list[Cell]) -> list[Cell]:
         """The cells at the learning rate that is best on validation, if the plan asks for a choice."""
@@ -155,7 +157,8 @@ class _Training:
             still = self._undecided() if before else None
             wanted += [cell for cell in cells if before <= cell.seed < look and (still is None or _id(cell) in still)]
             study = describe(dataclasses.replace(self.plan, seeds=look), self.facts, wanted)
-            self.records.keep_study(dataclasses.replace(study, looks=list(looks) if growing else []))
+            study = dataclasses.replace(study, looks=list(looks) if growing else [], command=self.command)
+            self.records.keep_study(study)
             self._train(study, wanted)
             if growing and not self._undecided():
                 return

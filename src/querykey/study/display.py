@@ -12,15 +12,16 @@ from querykey.study import compare
 
 
 class Display:
-    """Called with each step of a study, which it shows on a progress display."""
+    """Called with each step of a study, which it shows on a progress display; `trained` counts the cells."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
         self._scores: dict[tuple[str, str], list[float]] = defaultdict(list)
-        self._diverged = 0
+        self._diverged = self.trained = 0
 
     def __call__(self, step: compare.Progress) -> None:
         """Take note of a cell that has come."""
+        self.trained += 1
         if step.outcome.metrics:
             self._scores[step.cell.task.name, str(step.cell.design)].append(step.outcome.metrics["test"])
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from codecs import getincrementaldecoder
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -57,7 +58,7 @@ def head_maps(result: Result, task: str, designs: Sequence[str]) -> HeadMaps | N
     layers, heads = next(iter(found.values())).shape[:2]
     maps = {design: weights[layer, head, :SHOWN, :SHOWN] for design, weights in found.items()}
     of_bytes = result.study.tasks[task]["metric"] == "bits per byte" and model.embedding.num_embeddings == 256
-    names = [_byte_name(byte) for byte in example[0, :SHOWN, 0].tolist()] if of_bytes else None
+    names = _byte_names(example[0, :SHOWN, 0].tolist()) if of_bytes else None
     missing = [design for design in designs if design not in found]
     return HeadMaps(layer, head, layers, heads, distance, maps, names, example.shape[1], missing)
 
@@ -90,6 +91,12 @@ def _most_different(found: Mapping[str, Maps]) -> tuple[int, int, float]:
     return int(layer), int(head), float(distances.max())
 
 
-def _byte_name(byte: int) -> str:
-    """A sign for a byte: itself, an open box for a space, an arrow for a new line, a dot for what has none."""
-    return {32: "␣", 10: "⏎", 9: "⇥"}.get(byte, chr(byte) if 33 <= byte < 127 else "·")
+def _byte_names(tokens: Sequence[int]) -> list[str]:
+    """A sign for each byte. A character of several bytes stands at its last one, and its other bytes have none."""
+    decoder = getincrementaldecoder("utf-8")("replace")
+    return ["".join(map(_sign, decoder.decode(bytes([byte])))) for byte in tokens]
+
+
+def _sign(character: str) -> str:
+    """The character, an open box for a space, an arrow for a new line, a dot for what has no sign."""
+    return {" ": "␣", "\n": "⏎", "\t": "⇥", "\ufffd": "·"}.get(character, character if character.isprintable() else "·")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,3 +77,15 @@ def sort_options(given: Mapping[str, Any]) -> tuple[Options, dict[str, Any]]:
     chosen |= {"tokenizer": str(chosen["tokenizer"])} if "tokenizer" in chosen else {}
     chosen |= {"out": Path(chosen["out"])} if "out" in chosen else {}
     return Options(**chosen), {name: value for name, value in given.items() if name in config}
+
+
+def command_line(plan: str | Path, given: Mapping[str, Any]) -> str:
+    """The command that asks for the same study: a plan and keyword arguments of `compare`."""
+    words = ["querykey", "compare", str(plan)]
+    for name, value in given.items():
+        if value is None or value is False:
+            continue
+        words.append(f"--{name.replace('_', '-')}")
+        if value is not True:
+            words += map(str, value) if isinstance(value, list | tuple) else [str(value)]
+    return shlex.join(words)

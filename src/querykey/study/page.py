@@ -224,7 +224,7 @@ def _provenance(result: Result, say: Words) -> list[tuple[str, str]]:
     """Where the numbers come from: each value that any cell has, most often there is one."""
     if result.records.empty:
         return []
-    cells, prefix = result.cells, "origin."
+    cells, prefix = result.cells, "provenance."
     found = [(name.removeprefix(prefix), _values(cells[name])) for name in map(str, cells) if name.startswith(prefix)]
     times, seconds = cells["finished_at"], cells["seconds"]
     return [

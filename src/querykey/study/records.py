@@ -57,7 +57,8 @@ class Study:
 
     `tasks` has, by name, ``task`` (its kind), ``metric``, ``chance``, ``best``, ``length``, ``margin`` and ``designs``
     (those tried on it). The first design is the baseline. `looks` are the numbers of seeds at which a study that grows
-    is looked at; [] where it does not. `claims` are those of the plan, see `Claim.plain`.
+    is looked at; [] where it does not. `claims` are those of the plan, see `Claim.plain`. `command` asks for the
+    same again; empty for a plan that is no file.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Study:
     match: str = "width"
     looks: list[int] = field(default_factory=list)
     claims: list[dict[str, Any]] = field(default_factory=list)
+    command: str = ""
 
     def designs_of(self, task: str) -> list[str]:
         """The designs that are tried on a task, the baseline first."""
@@ -173,7 +175,7 @@ class Records:
             "config": json.dumps(cell.plain),
             "metrics": json.dumps(outcome.metrics),
             "curve": json.dumps(outcome.curve),
-            "origin": json.dumps(dict(origin()) | {"data_hash": cell.data_hash}),
+            "origin": json.dumps(dict(provenance()) | {"data_hash": cell.data_hash}),
             "seconds": outcome.seconds,
             "finished_at": _now(),
         }
@@ -185,8 +187,8 @@ class Records:
     def cells(self, keys: Sequence[str] | None = None) -> pd.DataFrame:
         """One row per cell, in the order of `keys` (those that are there), with mappings for its parts."""
         with self._failing_in_words():
-            frame = pd.read_sql_query("select * from cells", self._database)
-        for column in ("config", "metrics", "curve", "origin"):
+            frame = pd.read_sql_query("select * from cells", self._database).rename(columns={"origin": "provenance"})
+        for column in ("config", "metrics", "curve", "provenance"):
             frame[column] = [json.loads(text) for text in frame[column]]
         if keys is None:
             return frame
@@ -209,7 +211,7 @@ def weights_path(folder: Path, key: str) -> Path:
 
 
 @lru_cache
-def origin() -> Mapping[str, Any]:
+def provenance() -> Mapping[str, Any]:
     """Where results of this process come from: versions, commit and machine."""
     return {
         "querykey": version("querykey"),

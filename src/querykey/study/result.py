@@ -56,13 +56,13 @@ class Result:
         """One row per cell, each number in a column of its own.
 
         The columns are key, task, design, seed and status, then ``metrics.*``, seconds and finished_at, ``config.*``
-        and ``origin.*``; what one cell has and another has not is empty there.
+        and ``provenance.*``; what one cell has and another has not is empty there.
         """
         columns: dict[str, Any] = {name: self.records[name].tolist() for name in _IDENTITY}
         columns |= _flat_columns("metrics", self.records["metrics"])
         columns |= {name: self.records[name].tolist() for name in ("seconds", "finished_at")}
         columns |= _flat_columns("config", self.records["config"], without=_IDENTITY)
-        return pd.DataFrame(columns | _flat_columns("origin", self.records["origin"]))
+        return pd.DataFrame(columns | _flat_columns("provenance", self.records["provenance"]))
 
     @cached_property
     def curves(self) -> pd.DataFrame:
@@ -108,10 +108,10 @@ class Result:
         each to the baseline, which is NaN until the baseline has a cell.
         """
         rows = []
-        for (task, design), setting in self._configs.items():
-            layout, length = setting.layout(Design.parse(design)), self.study.tasks[task]["length"]
+        for (task, design), config in self._configs.items():
+            layout, length = config.layout(Design.parse(design)), self.study.tasks[task]["length"]
             numbers = (layout.parameters, layout.flops(length), layout.cache_bytes())
-            rows.append((task, design, *(setting.layers * number for number in numbers)))
+            rows.append((task, design, *(config.layers * number for number in numbers)))
         names = ["parameters", "flops", "cache_bytes"]
         frame = pd.DataFrame(rows, columns=["task", "design", *names])
         baseline = frame[frame["design"] == self.study.designs[0]].set_index("task")
@@ -174,7 +174,7 @@ class Result:
 
     def configs(self, task: str) -> dict[str, Config]:
         """How the models of each design that has a cell of the task were made and trained, the baseline first."""
-        return {design: setting for (name, design), setting in self._configs.items() if name == task}
+        return {design: config for (name, design), config in self._configs.items() if name == task}
 
     def scores(self, task: str, design: str, metric: str = "test") -> dict[int, float]:
         """By seed, a metric of a design on a task, by default the test score; NaN where a cell has none."""
@@ -208,7 +208,7 @@ class Result:
 
     @cached_property
     def _configs(self) -> dict[tuple[str, str], Config]:
-        """The setting of each task and design of which there is a cell, in the study's order."""
+        """The config of each task and design of which there is a cell, in the study's order."""
         names = {one.name for one in fields(Config)}
         stored = {
             (task, design): {name: value for name, value in config.items() if name in names}
