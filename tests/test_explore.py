@@ -79,7 +79,7 @@ def test_a_full_core_of_a_head_that_has_one_is_that_head() -> None:
     model = NativeModel(Transformer(19, 7, 12, dim=20, heads=2, layers=1, head_dim=5, design="q=k,v", positions="none"))
     sample = torch.randint(19, (40, 12, 1), generator=torch.Generator().manual_seed(0))
     run = model.trace(sample)
-    switch = Replacements.of(model.layers, run)
+    switch = Replacements.of(model, sample)
     for setting in ("copied", "tied", "signed", "core"):
         changed = model.trace(sample, switch.interventions(setting, [(0, 0), (0, 1)]))
         torch.testing.assert_close(changed.layers[0].weights, run.layers[0].weights, rtol=1e-3, atol=1e-4)
