@@ -26,6 +26,7 @@ from querykey.explorer.server import application, listen
 from querykey.explorer.subjects import offers
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
+TOKENS = (32, 256, 512)
 WORDS = "she sat by the river and saw the boats while her brother asked the bank for a loan that he never got"
 
 # Each picture with what the page shows on it, its width, its colours, and the element at its end.
@@ -71,7 +72,7 @@ def main() -> None:
 def time(page: Page, address: str, rounds: int) -> None:
     paints = [first_paint(page, address) for _ in range(rounds)]
     print(f"first paint {paints[0]:.0f} (first visit), {statistics.median(paints):.0f} (median of {rounds})")
-    for tokens in (32, 256, 512):
+    for tokens in TOKENS:
         write(page, tokens)
         found = {name: [] for name in ("intervention", "token", "map", "head")}
         for turn in range(rounds):
