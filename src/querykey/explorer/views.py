@@ -5,8 +5,10 @@ Everything is computed by the model itself when it is asked for, and rounded to 
 
 from __future__ import annotations
 
+import ctypes
 import threading
 from collections.abc import Hashable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -124,6 +126,7 @@ class Viewer:
             run = self._runs.find(key)
             if run is None or focus.layer not in run.layers or (glance and not run.overviews):
                 run = self._made(encoded, focus, glance)
+                _return_freed_memory()
                 self._runs.keep(key, run)
                 self._outcomes.keep(key, run.outcome)
             return run
@@ -190,6 +193,12 @@ class Viewer:
             return None
         names = self.subject.tokenizer.answers(targets.clamp(min=0))
         return [name if target >= 0 else None for name, target in zip(names, targets.tolist(), strict=True)]
+
+
+def _return_freed_memory() -> None:
+    """Ask glibc to return freed memory: in a server's threads it keeps about 13 MB for each run of a 135M model."""
+    with suppress(AttributeError, OSError, TypeError):  # where there is another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _seen(layer: LayerTrace, focus: Focus) -> LayerTrace:
