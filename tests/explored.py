@@ -53,7 +53,7 @@ def causal_subject() -> Subject:
         "bytes",
         model,
         ByteTokenizer(),
-        Replacements.of(model.layers, model.trace(sample), WINDOW),
+        Replacements.of(model, sample, WINDOW),
         "def f(x): return x",
     )
 

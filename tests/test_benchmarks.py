@@ -83,7 +83,7 @@ def test_explore(monkeypatch, capsys):
     module = script("explore", monkeypatch, "--rounds", "2")
     monkeypatch.setattr(module, "TOKENS", (32,))
     module.main()
-    assert "32 tokens: switch" in capsys.readouterr().out
+    assert "32 tokens: intervention" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("unchecked")

@@ -23,7 +23,7 @@ from explored import ask, causal_subject, offered, served, values_of
 from querykey.bilinear import argmax_cycles
 from querykey.cli import main
 from querykey.design import Design
-from querykey.explorer import builtin, subjects
+from querykey.explorer import builtin, subjects, views
 from querykey.explorer.cache import Cache
 from querykey.explorer.matrices import matrices, scores
 from querykey.explorer.measures import cycles, symmetry
@@ -79,7 +79,7 @@ def test_a_full_core_of_a_head_that_has_one_is_that_head() -> None:
     model = NativeModel(Transformer(19, 7, 12, dim=20, heads=2, layers=1, head_dim=5, design="q=k,v", positions="none"))
     sample = torch.randint(19, (40, 12, 1), generator=torch.Generator().manual_seed(0))
     run = model.trace(sample)
-    switch = Replacements.of(model.layers, run)
+    switch = Replacements.of(model, sample)
     for setting in ("copied", "tied", "signed", "core"):
         changed = model.trace(sample, switch.interventions(setting, [(0, 0), (0, 1)]))
         torch.testing.assert_close(changed.layers[0].weights, run.layers[0].weights, rtol=1e-3, atol=1e-4)
@@ -142,6 +142,19 @@ def test_a_cache_keeps_what_was_used_last_within_its_bound() -> None:
     assert (cache.find(5), cache.find(0), cache.total) == (None, "aaaa", 10)
     cache.keep(0, "a")
     assert cache.total == 7
+
+
+def test_what_is_kept_of_runs_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    subject = causal_subject()
+    texts = ["def f(x): return x", "a" * 60, "b" * 61, "c = d[e]"]
+    foci = [Focus(layer, 1, intervention) for layer in (0, 1) for intervention in ("trained", "tied")]
+    whole = Viewer(subject)
+    expected = [whole.look(text, focus, glance=True) for text in texts for focus in foci]
+    monkeypatch.setattr(views, "RUN_BYTES", 4 * 2 * 2 * 60**2 * views.WEIGHT_BYTES)  # so that 60 tokens are too many
+    bounded = Viewer(subject)
+    assert [bounded.look(text, focus, glance=True) for text in texts for focus in foci] == expected
+    assert 0 < bounded._runs.total <= views.RUN_BYTES < whole._runs.total
+    assert {len(run.layers) for run in bounded._runs._values.values()} == {1, 2}
 
 
 def test_tokenizers() -> None:

@@ -577,7 +577,7 @@ def test_what_is_said_of_cycles_holds_for_each_design(browser: Any) -> None:
     for design in said:
         model = NativeModel(Transformer(17, 17, 9, dim=12, heads=2, layers=1, design=design, positions="learned"))
         text = " ".join(map(str, sample[0, :, 0].tolist()))
-        switch = Replacements.of(model.layers, model.trace(sample), WINDOW)
+        switch = Replacements.of(model, sample, WINDOW)
         found[design] = Subject("numbers", model, NumberTokenizer(17, 1, 9), switch, text, Design.parse(design))
     with served(offered(**found), {"model": "q,k,v"}) as port:
         one = Visit(browser, f"http://127.0.0.1:{port}/#view=map")

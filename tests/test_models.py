@@ -19,6 +19,7 @@ from querykey.models.huggingface import HuggingFaceModel, open_model
 from querykey.models.intervention import HeadInput, Intervention, Map
 from querykey.models.native import NativeModel
 from querykey.models.replacements import Replacements
+from querykey.models.trace import LayerTrace
 from querykey.transformer import Transformer
 
 OPEN = ("bert", "gpt2", "llama", "qwen3", "gpt_neox", "modernbert")
@@ -182,7 +183,7 @@ def test_a_model_with_attention_of_its_own_is_refused_by_name(name: str, tmp_pat
 
 def test_what_cannot_be_undone_cannot_be_replaced(tmp_path: Path) -> None:
     model = opened("hunyuan", tmp_path)
-    replacements = Replacements.of(model.layers, model.trace(tokens()))
+    replacements = Replacements.of(model, tokens())
     masked = model.trace(tokens(), replacements.interventions("selfmask", [(0, None)])).layers[0]
     assert not masked.weights.diagonal(dim1=-2, dim2=-1)[..., 1:].any()
     with pytest.raises(ValueError, match="no replacement 'tied' for this model; it has trained, selfmask, cosine"):
@@ -276,6 +277,20 @@ def test_a_traced_transformer_computes_what_it_always_does(design: str, position
     masked = opened.trace(ids, {(1, 2): Intervention(self_mask=True)}).layers[1].weights[:, 2].diagonal(dim1=1, dim2=2)
     assert not masked[:, 1:].any()
     torch.testing.assert_close(model(ids), expected)  # nothing stays behind
+
+
+@pytest.mark.parametrize("name", ["native", "gpt2"])
+def test_layers_are_handed_out_one_by_one(name: str, tmp_path: Path) -> None:
+    native = NativeModel(Transformer(17, 5, 13, dim=24, heads=4, layers=2, causal=True))
+    model, ids = (native, torch.arange(11)[None, :, None]) if name == "native" else (opened(name, tmp_path), tokens())
+    change = {(1, 2): Intervention(self_mask=True)}
+    given: list[LayerTrace] = []
+    found, whole = model.trace(ids, change, see=given.append), model.trace(ids, change)
+    assert found.layers == ()
+    torch.testing.assert_close(found.hidden, whole.hidden)
+    assert len(given) == len(whole.layers) > 1
+    for one, other in zip(given, whole.layers, strict=True):
+        torch.testing.assert_close(one.weights, other.weights)
 
 
 def test_an_intervention_in_a_layer_is_that_in_each_of_its_heads_and_heads_override_it() -> None:

@@ -138,10 +138,13 @@ def _transformers(place: str | Path, revision: str | None, trust: bool, progress
     model = open_model(place, revision, trust)
     progress("load", 1, 1)
     progress("sample", 0, 1)
-    sample = model.trace(model.encode(SAMPLE, limit=512)[0])
-    purpose: Purpose = "sentence" if sample.logits is None else "language" if model.causal else "masked"
+    ids, _ = model.encode(SAMPLE, limit=512)
+    replacements = Replacements.of(model, ids, WINDOW)
+    purpose: Purpose = (
+        "sentence" if model.trace(ids[:, :2]).logits is None else "language" if model.causal else "masked"
+    )
     progress("sample", 1, 1)
-    return Subject(purpose, model, ModelTokenizer(model), Replacements.of(model.layers, sample, WINDOW), EXAMPLE)
+    return Subject(purpose, model, ModelTokenizer(model), replacements, EXAMPLE)
 
 
 def _native(path: Path, progress: Progress) -> Subject:
@@ -155,7 +158,7 @@ def _native(path: Path, progress: Progress) -> Subject:
         NumberTokenizer: "numbers",
     }
     progress("sample", 0, 1)
-    replacements = Replacements.of(model.layers, model.trace(sample), WINDOW)
+    replacements = Replacements.of(model, sample, WINDOW)
     design = trained.model.attentions[0].design
     return Subject(
         purposes[type(tokenizer)], model, tokenizer, replacements, _example(tokenizer, trained.example), design

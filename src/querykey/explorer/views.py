@@ -5,16 +5,19 @@ Everything is computed by the model itself when it is asked for, and rounded to 
 
 from __future__ import annotations
 
+import ctypes
 import threading
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool
 from torch import Tensor
 
+from querykey.bilinear import argmax_cycles
 from querykey.explorer.cache import Cache
 from querykey.explorer.matrices import described
 from querykey.explorer.measures import cycles, measures, overview, overview_of
@@ -25,7 +28,8 @@ from querykey.explorer.tokenizer import Encoded
 from querykey.models.replacements import Kind
 from querykey.models.trace import LayerTrace
 
-TRACE_BYTES = 200_000_000  # of the traces that are kept, so that another head costs nothing
+RUN_BYTES = 200_000_000  # of the runs that are kept, so that another head costs nothing
+WEIGHT_BYTES = 8  # of a score and its attention weight
 OUTCOMES = 256  # that are kept; a text of 512 tokens takes 50 kB
 
 
@@ -43,12 +47,20 @@ class Focus:
     masked: bool = True
 
 
+class _Run(NamedTuple):
+    """One run of the model: some layers in full, all layers at a glance where they were asked for, and the outcome."""
+
+    layers: dict[int, LayerTrace]
+    overviews: list[dict[str, Any]]
+    outcome: Outcome
+
+
 class Viewer:
     """The views of one subject. The model runs once at a time, whoever asks."""
 
     def __init__(self, subject: Subject) -> None:
         self.subject = subject
-        self._layers: Cache[Sequence[LayerTrace]] = Cache(TRACE_BYTES, _bytes)
+        self._runs: Cache[_Run] = Cache(RUN_BYTES, _bytes)
         self._outcomes: Cache[Outcome] = Cache(OUTCOMES)
         self._lock = threading.RLock()
 
@@ -66,14 +78,13 @@ class Viewer:
 
     def _first(self) -> list[int]:
         """The head to show first: that with the longest cycle on the example, where no mask hides it."""
-        layers, _ = self._run(self.subject.tokenizer.encode(self.subject.example), Focus())
-        found = [
-            (max(map(len, cycles(layer.scores[0, head].argmax(-1).tolist()))), -number, -head)
-            for number, layer in enumerate(layers)
-            for head in range(layer.scores.shape[1])
-        ]
-        _, layer, head = max(found)
-        return [-layer, -head]
+        lengths: list[list[int]] = []
+        ids = self.subject.tokenizer.encode(self.subject.example).ids
+        self.subject.model.trace(
+            ids, see=lambda layer: lengths.append(argmax_cycles(layer.scores[0]).amax(-1).tolist())
+        )
+        longest = max(map(max, lengths))
+        return next([layer, heads.index(longest)] for layer, heads in enumerate(lengths) if longest in heads)
 
     def look(self, text: str, focus: Focus, glance: bool = False) -> dict[str, Any]:
         """One head with one intervention, and all heads at a `glance`.
@@ -81,12 +92,12 @@ class Viewer:
         Raises ValueError for a head, an intervention or a text that cannot be shown.
         """
         encoded = self.subject.tokenizer.encode(text)
-        layers, out = self._run(encoded, focus)
-        head = self._head(_seen(layers[focus.layer], focus), focus.head) | self._predictions(out)
+        run = self._run(encoded, focus, glance)
+        head = self._head(_seen(run.layers[focus.layer], focus), focus.head) | self._predictions(run.outcome)
         if focus.intervention != "trained":
-            trained, as_trained = self._run(encoded, replace(focus, intervention="trained"))
-            before = measures(_seen(trained[focus.layer], focus), focus.head)
-            head["before"] = before | self._predictions(as_trained)
+            trained = self._run(encoded, replace(focus, intervention="trained"))
+            before = measures(_seen(trained.layers[focus.layer], focus), focus.head)
+            head["before"] = before | self._predictions(trained.outcome)
         found = {
             "tokens": list(encoded.tokens),
             "special": list(encoded.special),
@@ -95,7 +106,7 @@ class Viewer:
             "targets": self._targets(encoded),
             "head": {"layer": focus.layer, "head": focus.head, **head},
         }
-        return found | ({"overview": overview([overview_of(layer) for layer in layers])} if glance else {})
+        return found | ({"overview": overview(run.overviews)} if glance else {})
 
     def effect(self, text: str, focus: Focus) -> dict[str, Any]:
         """How much the intervention changes what comes out of the model."""
@@ -106,20 +117,36 @@ class Viewer:
     def _outcome(self, encoded: Encoded, focus: Focus) -> Outcome:
         """What comes out of the model."""
         with self._lock:
-            return self._outcomes.find(self._key(encoded, focus)) or self._run(encoded, focus)[1]
+            return self._outcomes.find(self._key(encoded, focus)) or self._run(encoded, focus).outcome
 
-    def _run(self, encoded: Encoded, focus: Focus) -> tuple[Sequence[LayerTrace], Outcome]:
-        """The layers of a text with an intervention, and what comes out."""
+    def _run(self, encoded: Encoded, focus: Focus, glance: bool = False) -> _Run:
+        """The model on a text with an intervention, at least with the layer in focus, and all layers at a glance."""
         key = self._key(encoded, focus)
         with self._lock:
-            layers, out = self._layers.find(key), self._outcomes.find(key)
-            if layers is None or out is None:
-                interventions = self.subject.replacements.interventions(focus.intervention, self._heads(focus))
-                trace = self.subject.model.trace(encoded.ids, interventions)
-                layers, out = trace.layers, outcome(trace, self.subject.tokenizer.targets(encoded.ids))
-                self._layers.keep(key, layers)
-                self._outcomes.keep(key, out)
-            return layers, out
+            run = self._runs.find(key)
+            if run is None or focus.layer not in run.layers or (glance and not run.overviews):
+                run = self._made(encoded, focus, glance)
+                _return_freed_memory()
+                self._runs.keep(key, run)
+                self._outcomes.keep(key, run.outcome)
+            return run
+
+    def _made(self, encoded: Encoded, focus: Focus, glance: bool) -> _Run:
+        model, layers, overviews = self.subject.model, {}, []
+        heads = sum(layer.query.heads for layer in model.layers)
+        whole = heads * len(encoded.tokens) ** 2 * WEIGHT_BYTES < RUN_BYTES / 4  # else only the layer in focus
+        running = iter(range(len(model.layers)))
+
+        def see(layer: LayerTrace) -> None:
+            number = next(running)
+            if whole or number == focus.layer:
+                layers[number] = layer
+            if glance:
+                overviews.append(overview_of(layer))
+
+        interventions = self.subject.replacements.interventions(focus.intervention, self._heads(focus))
+        trace = model.trace(encoded.ids, interventions, see=see)
+        return _Run(layers, overviews, outcome(trace, self.subject.tokenizer.targets(encoded.ids)))
 
     def _key(self, encoded: Encoded, focus: Focus) -> Hashable:
         """What two runs that come out the same have in common."""
@@ -168,6 +195,12 @@ class Viewer:
         return [name if target >= 0 else None for name, target in zip(names, targets.tolist(), strict=True)]
 
 
+def _return_freed_memory() -> None:
+    """Ask glibc to return freed memory: in a server's threads it keeps about 13 MB for each run of a 135M model."""
+    with suppress(AttributeError, OSError, TypeError):  # where there is another C library
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def _seen(layer: LayerTrace, focus: Focus) -> LayerTrace:
     """The layer as it is, or with the weights that its scores give without a mask."""
     return layer if focus.masked else replace(layer, allowed=None, weights=layer.scores.softmax(-1))
@@ -201,5 +234,6 @@ def _mask(allowed: Bool[Tensor, "length length"] | None) -> str:
     return "self" if bool((allowed != torch.eye(len(allowed), dtype=torch.bool)).all()) else "some"
 
 
-def _bytes(layers: Sequence[LayerTrace]) -> int:
-    return sum(x.nbytes for layer in layers for x in vars(layer).values() if isinstance(x, Tensor))
+def _bytes(run: _Run) -> int:
+    tensors = [x for layer in run.layers.values() for x in vars(layer).values() if isinstance(x, Tensor)]
+    return sum(x.nbytes for x in [*tensors, *(part["thumbnails"] for part in run.overviews)])

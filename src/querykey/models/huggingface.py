@@ -12,7 +12,7 @@ a few tokens with it and with the model's own attention, and refuses a model whe
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -78,7 +78,7 @@ class _Pass:
 
     interventions: Interventions = field(default_factory=dict)
     blocks: Counter | None = None
-    keep: bool = False  # the trace of each layer
+    see: Callable[[LayerTrace], None] = lambda layer: None
     layer: int = 0  # that runs next
     x: Tensor | None = None  # the input of the attention module that runs
     hidden: Tensor | None = None
@@ -167,17 +167,23 @@ class HuggingFaceModel:
         ids: Int[Tensor, "batch length"],
         interventions: Interventions | None = None,
         attention_mask: Int[Tensor, "batch length"] | None = None,
+        *,
+        see: Callable[[LayerTrace], None] | None = None,
     ) -> Trace:
         """The forward pass on these tokens, with interventions; see `TracedModel`.
 
         `attention_mask` is 0 where a text has been padded, at its end.
         """
-        return self._run(_Pass(interventions or {}, keep=True), ids, attention_mask).trace
+        now = _Pass(interventions or {})
+        now.see = see or now.layers.append
+        return self._run(now, ids, attention_mask).trace
 
     def start(self, ids: Int[Tensor, "batch length"]) -> tuple[Trace, Start]:
         """The trace of these tokens without interventions, and what other passes on them can start from."""
         blocks = Counter(Start(), self._blocks)
-        return self._run(_Pass(blocks=blocks, keep=True), ids).trace, blocks.start
+        now = _Pass(blocks=blocks)
+        now.see = now.layers.append
+        return self._run(now, ids).trace, blocks.start
 
     def output(
         self, ids: Int[Tensor, "batch length"], interventions: Interventions, start: Start, logits: bool = True
@@ -247,8 +253,7 @@ class HuggingFaceModel:
         now = self._now
         now.layer += 1
         now.names.append(name)
-        if now.keep:
-            now.layers.append(found)
+        now.see(found)
         if now.blocks:
             now.blocks.ran_layer()
 

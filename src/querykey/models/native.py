@@ -13,7 +13,7 @@ from querykey.attention import rotary
 from querykey.attention.layer import SelfAttention
 from querykey.checkpoint import HeadMap, Projection, Rotary
 from querykey.models import intervention
-from querykey.models.intervention import Intervention, Interventions
+from querykey.models.intervention import Intervention, Interventions, of_layer
 from querykey.models.trace import Formula, LayerTrace, Trace, attend, forwards
 from querykey.transformer import Transformer
 
@@ -32,22 +32,31 @@ class NativeModel:
         """The number of learned positions; None where there are none."""
         return None if self.model.positions is None else self.model.length
 
-    def trace(self, ids: Int[Tensor, "batch length features"], interventions: Interventions | None = None) -> Trace:
+    def trace(
+        self,
+        ids: Int[Tensor, "batch length features"],
+        interventions: Interventions | None = None,
+        *,
+        see: Callable[[LayerTrace], None] | None = None,
+    ) -> Trace:
         """The forward pass on these tokens, with interventions; see `TracedModel`."""
         intervention.check(interventions, self.layers)
         with self._lock:
-            return trace(self.model, ids, interventions)
+            return trace(self.model, ids, interventions, see)
 
 
 @torch.no_grad()
 def trace(
-    model: Transformer, ids: Int[Tensor, "batch length features"], interventions: Interventions | None = None
+    model: Transformer,
+    ids: Int[Tensor, "batch length features"],
+    interventions: Interventions | None = None,
+    see: Callable[[LayerTrace], None] | None = None,
 ) -> Trace:
     """The forward pass of a `Transformer` on these tokens, in the mode and with the parameters that it has."""
     layers: list[LayerTrace] = []
     hidden: list[Tensor] = []
     functions: dict[torch.nn.Module, Callable[..., Tensor]] = {
-        layer: _recording(layer, _head_map(number, layer), layers, intervention.of_layer(interventions, number))
+        layer: _recording(layer, _head_map(number, layer), see or layers.append, of_layer(interventions, number))
         for number, layer in enumerate(model.attentions)
     }
     handle = model.norm.register_forward_hook(lambda _, __, output: hidden.append(output))
@@ -60,14 +69,18 @@ def trace(
 
 
 def _recording(
-    layer: SelfAttention, layer_map: HeadMap, found: list[LayerTrace], interventions: Mapping[int | None, Intervention]
+    layer: SelfAttention,
+    layer_map: HeadMap,
+    see: Callable[[LayerTrace], None],
+    interventions: Mapping[int | None, Intervention],
 ) -> Callable[..., Tensor]:
-    """The layer's forward function, which also appends its trace to `found`."""
+    """The layer's forward function, which also hands its trace to `see`."""
 
     def forward(x: Float[Tensor, "batch length dim"], mask: Tensor | None = None, **_: None) -> Tensor:
         def attention(q: Tensor, k: Tensor, v: Tensor, scores: Callable[..., Tensor], mask: Tensor | None) -> Tensor:
-            found.append(attend(layer_map, x, (q, k, v), Formula(scores, mask), interventions))
-            return found[-1].output
+            found = attend(layer_map, x, (q, k, v), Formula(scores, mask), interventions)
+            see(found)
+            return found.output
 
         return layer.forward_with(attention, x, mask)
 

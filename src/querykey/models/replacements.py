@@ -20,12 +20,12 @@ under rotation `core` has the bias of its least-squares fit, and `tied` and `sig
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, get_args
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from querykey.bilinear import (
@@ -40,12 +40,12 @@ from querykey.bilinear import (
     core_on_keys,
     shared_bias,
 )
-from querykey.checkpoint import HeadMap, Rotary
+from querykey.checkpoint import Rotary
 from querykey.machine import one_thread
 from querykey.models.intervention import HeadInput, Intervention, Interventions
 from querykey.models.moments import Moments
 from querykey.models.rotation import paired_order, rotary_form
-from querykey.models.trace import Trace
+from querykey.models.trace import TracedModel
 
 Kind = Literal["trained", "copied", "tied", "signed", "core", "key_value", "uniform", "selfmask", "cosine"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -106,12 +106,14 @@ class Replacements:
         self._fits: dict[tuple[Kind, Moments], Replacement] = {}
 
     @classmethod
-    def of(cls, layers: Sequence[HeadMap], trace: Trace, window: int | None = None) -> Replacements:
-        """The replacements of a model with these layers, fitted to what it computed on one batch."""
-        moments = {number: Moments(layer) for number, layer in enumerate(layers)}
-        for number, one in moments.items():
-            one.add(trace.layers[number])
-        return cls(moments, window)
+    def of(
+        cls, model: TracedModel, ids: Int[Tensor, "batch length *features"], window: int | None = None
+    ) -> Replacements:
+        """The replacements of a model, fitted to what it computes on one batch."""
+        moments = [Moments(layer) for layer in model.layers]
+        running = iter(moments)
+        model.trace(ids, see=lambda layer: next(running).add(layer))
+        return cls(dict(enumerate(moments)), window)
 
     def interventions(self, kind: Kind, places: Iterable[tuple[int, int | None]]) -> Interventions:
         """The interventions that make heads (layer, head), or with head None layers, into those of this kind.

@@ -43,7 +43,10 @@ class LayerTrace:
 
 @dataclass(frozen=True, eq=False)
 class Trace:
-    """One forward pass: `hidden` states after the last layer, `logits` of a language model, and every layer."""
+    """One forward pass: `hidden` states after the last layer, `logits` of a language model, and every layer.
+
+    `layers` is empty where they were handed out one by one (see `TracedModel.trace`).
+    """
 
     hidden: Float[Tensor, "batch length dim"]
     logits: Float[Tensor, "batch length vocabulary"] | None
@@ -66,8 +69,16 @@ class TracedModel(Protocol):
         """The largest number of tokens that the model can take; None where nothing says so."""
         ...
 
-    def trace(self, ids: Int[Tensor, "batch length *features"], interventions: Interventions | None = None) -> Trace:
+    def trace(
+        self,
+        ids: Int[Tensor, "batch length *features"],
+        interventions: Interventions | None = None,
+        *,
+        see: Callable[[LayerTrace], None] | None = None,
+    ) -> Trace:
         """The forward pass on these tokens, with interventions.
+
+        `see` gets each layer as it has run, in place of the trace, which need not hold them all at once then.
 
         Raises ValueError for an intervention in a head that the model does not have, and CheckpointError for one on
         queries or keys whose rotation by positions cannot be undone.

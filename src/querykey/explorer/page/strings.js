@@ -72,24 +72,24 @@ const STRINGS = {
   "set.cosine": ["cosine", "余弦"],
   "say.trained": ["The weights as trained: q = x {q}, k = x {k}, v = x {v}.", "训练后的权重：q = x {q}，k = x {k}，v = x {v}。"],
   "say.copied": [
-    "Keys use the query matrix: q = k = x W<sub>Q</sub>. Nothing is fitted.",
-    "键也用查询的矩阵：q = k = x W<sub>Q</sub>，不做拟合。",
+    "Keys use the query matrix: q = k = x {k}. Nothing is fitted.",
+    "键也用查询的矩阵：q = k = x {k}，不做拟合。",
   ],
   "say.tied": [
-    "One matrix for queries and keys, q = k = x W, fitted to give the closest scores.",
-    "查询和键共用一个矩阵：q = k = x W，W 按分数最接近来拟合。",
+    "One matrix for queries and keys, q = k = x {k}, fitted to give the closest scores.",
+    "查询和键共用一个矩阵：q = k = x {k}，按分数最接近来拟合。",
   ],
   "say.signed": [
-    "One matrix and a sign per dimension: k = x W, q = k C with C diagonal, ±1. The scores are symmetric.",
-    "共用一个矩阵，每一维再乘正负号：k = x W，q = k C，C 为对角阵，元素为 ±1。分数仍然对称。",
+    "One matrix and a sign per dimension: k = x {k}, q = k C with C diagonal, ±1. The scores are symmetric.",
+    "共用一个矩阵，每一维再乘正负号：k = x {k}，q = k C，C 为对角阵，元素为 ±1。分数仍然对称。",
   ],
   "say.core": [
-    "One matrix and a small square matrix C (the core): k = x W, q = k C. The scores need not be symmetric.",
-    "共用一个矩阵，再加一个小方阵 C（核）：k = x W，q = k C。分数不必对称。",
+    "One matrix and a small square matrix C (the core): k = x {k}, q = k C. The scores need not be symmetric.",
+    "共用一个矩阵，再加一个小方阵 C（核）：k = x {k}，q = k C。分数不必对称。",
   ],
   "say.key_value": [
-    "Keys and values are read from one tensor u, fitted to keep scores and outputs; queries stay as trained.",
-    "键和值从同一个张量 u 得到，按分数和输出最接近来拟合；查询保持不变。",
+    "Keys and values share one matrix, so that one tensor is cached: k = x {k}, v = x {v}, fitted to keep scores and outputs.",
+    "键和值共用一个矩阵，只需缓存一个张量：k = x {k}，v = x {v}，按分数和输出最接近来拟合。",
   ],
   "say.selfmask": ["Weights as trained, but a token may not attend to itself.", "权重不变，但词元不能关注自己。"],
   "say.cosine": [
