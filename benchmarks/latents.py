@@ -2,7 +2,7 @@
 
     python benchmarks/latents.py [--rounds 15] [--threads N]
 
-A step is one new token through attention layers of SmolLM2's size (dim 576, 9 query and 3 key heads of 64, rotary), with
+A step is one new token through attention layers of the size of SmolLM2 (dim 576, 9 query and 3 key heads of 64), with
 `cached` tokens before it and half of the cache. Ratios of times within a round, with the interval that holds the
 middle half of the rounds. Weights are random: they do not change the time.
 """
