@@ -32,7 +32,7 @@ def script(name, monkeypatch, *words):
 
 
 def test_every_script_is_tried():
-    known = {*KERNELS, "conversion", "engines", "loop", "reading", "explore", "options"}
+    known = {*KERNELS, "conversion", "latents", "engines", "loop", "reading", "explore", "options"}
     assert {path.stem for path in FOLDER.glob("*.py")} == known
 
 
@@ -100,3 +100,14 @@ def test_conversion(monkeypatch, capsys, tmp_path):
     module.main()
     lines = [line for line in capsys.readouterr().out.splitlines() if RATIO.search(line)]
     assert len(lines) == 7
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_latents(monkeypatch, capsys):
+    pytest.importorskip("transformers")
+    module = script("latents", monkeypatch, "--rounds", "4", "--threads", "1")
+    for constant, value in {"CACHED": (8,), "DIM": 32, "HEADS": 4, "KV_HEADS": 2, "LAYERS": 1}.items():
+        monkeypatch.setattr(module, constant, value)
+    module.main()
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if RATIO.search(line)]
+    assert line.endswith("| 0.500 |")

@@ -26,16 +26,43 @@ from transformers import (
 )
 
 MODEL_TYPE = "querykey"
+PART = 1024  # cached tokens whose keys and values are made at once: they stay in the processor's cache
 _MADE: dict[Any, Any] = {}  # classes, by the class that they change
+
+
+class Rotation:
+    """The rotary module of a model, asked once in each step for the angles of all cached tokens."""
+
+    def __init__(self, module: nn.Module | None) -> None:
+        self.module: Any = module
+        self.typed = module is not None and "layer_type" in inspect.signature(module.forward).parameters
+        self.newest: Tensor | None = None
+        self.known: dict[Any, Any] = {}
+
+    def angles(self, newest: Tensor, first: Any, held: Tensor, attention: Any) -> Any:
+        """Cosines and sines for `held` tokens that follow one another.
+
+        `newest` are the positions of the step's own tokens, and `first` is where the held ones begin, counted from the
+        last of these.
+        """
+        if newest is not self.newest:
+            self.newest, self.known = newest, {}
+        kind = {"layer_type": attention.config.layer_types[attention.layer_idx]} if self.typed else {}
+        key = (first, held.shape[-2], held.dtype, *kind.values())
+        if isinstance(first, Tensor) or key not in self.known:
+            positions = newest[..., -1:] + torch.arange(held.shape[-2], device=held.device) + first
+            self.known[key] = self.module(held, positions, **kind)
+        return self.known[key]
 
 
 class Shared:
     """What the modules of one attention layer have in common while it runs."""
 
-    def __init__(self, rotary: nn.Module | None, cached: bool) -> None:
-        self.rotary, self.cached = rotary, cached
+    def __init__(self, rotation: Rotation, cached: bool, head_dim: int | None) -> None:
+        self.rotation, self.cached = rotation, cached
         self.latent: Tensor | None = None
         self.reading = False  # whether keys and values of cached tokens are being made
+        self.queries = head_dim  # width of the zeros in place of queries meanwhile; None is that of all heads
 
 
 class FromLatent(nn.Linear):
@@ -68,7 +95,7 @@ class Kept(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """`input @ weightᵀ + bias`."""
         if self.shared.reading:
-            return input.new_zeros(1).expand(*input.shape[:-1], self.out_features)
+            return input.new_zeros(1).expand(*input.shape[:-1], self.shared.queries or self.out_features)
         return super().forward(input)
 
 
@@ -121,31 +148,38 @@ class LatentAttention(nn.Module):
         finally:
             shared.latent = None
 
-    def read(
-        self, latent: Tensor, positions: Tensor | None, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[Tensor, Tensor]:
-        """Keys and values, (batch, heads, length, size) each, of tokens with this `latent` at these positions."""
+    def read(self, latent: Tensor, angles: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Keys and values, (batch, heads, length, size) each, of tokens with this `latent`, made in parts."""
+        given = kwargs
+        found: tuple[Tensor, ...] = ()
+        for start in range(0, latent.shape[1], PART):
+            if angles is not None:
+                given = kwargs | {"position_embeddings": tuple(x[..., start : start + PART, :] for x in angles)}
+            made = self._made(latent[:, start : start + PART], args, given)
+            if not found:
+                found = tuple(x.new_empty(*x.shape[:-2], latent.shape[1], x.shape[-1]) for x in made)
+            for whole, part in zip(found, made, strict=True):
+                whole[..., start : start + PART, :] = part
+        return found[0], found[1]
+
+    def _made(self, latent: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Keys and values of a part: the model's own attention, run up to where it asks its cache."""
         shared, outer = self.shared, self.shared.latent
+        stub = latent.new_zeros(1).expand(*latent.shape[:-1], getattr(self, self.latent_name).in_features)
+        more = [Caught() if isinstance(one, Cache) else one for one in args]
         given = {name: Caught() if isinstance(one, Cache) else one for name, one in kwargs.items()}
-        if shared.rotary is not None and positions is not None:
-            given["position_embeddings"] = self._angles(latent, positions)
-        width = getattr(self, self.latent_name).in_features
-        stub = latent.new_zeros(1).expand(*latent.shape[:-1], width)
         shared.latent, shared.reading = latent, True
         try:
-            super().forward(stub, *[Caught() if isinstance(one, Cache) else one for one in args], **given)
+            super().forward(stub, *more, **given)
         except Caught as caught:
             return caught.key, caught.value
+        except RuntimeError:
+            if shared.queries is None:
+                raise
+            shared.queries = None  # this model does not take queries of one head
         finally:
             shared.latent, shared.reading = outer, False
-        raise RuntimeError(f"{type(self).__name__} did not ask its cache for keys and values")
-
-    def _angles(self, latent: Tensor, positions: Tensor) -> Any:
-        rotary: Any = self.shared.rotary
-        this: Any = self  # an attention class of transformers beside
-        of_type = "layer_type" in inspect.signature(rotary.forward).parameters
-        extra = {"layer_type": this.config.layer_types[this.layer_idx]} if of_type else {}
-        return rotary(latent, positions, **extra)
+        return self._made(latent, args, kwargs)
 
 
 class LatentCache:
@@ -167,15 +201,11 @@ class LatentCache:
         held, _ = self.cache.update(latent, latent[..., :0], layer_idx, *args, **kwargs)
         if held.shape[-2] == length:
             return key, value  # there are no earlier tokens
-        return self.attention.read(held[:, 0], self._positions(held, first), *self.given)
-
-    def _positions(self, held: Tensor, first: Any) -> Tensor | None:
-        """Of all tokens held, which follow one another; `first` is where they begin, counted from the newest one."""
-        newest: Tensor | None = self.given[1].get("position_ids")
-        if newest is None:
-            return None
-        positions: Tensor = newest[..., -1:] + torch.arange(held.shape[-2], device=held.device) + first
-        return positions
+        args_, kwargs_ = self.given
+        angles, newest = None, kwargs_.get("position_ids")
+        if "position_embeddings" in kwargs_ and newest is not None:
+            angles = self.attention.shared.rotation.angles(newest, first, held[:, 0], self.attention)
+        return self.attention.read(held[:, 0], angles, args_, kwargs_)
 
 
 class Caught(Exception):  # noqa: N818 - carries keys and values, and is no error
@@ -187,9 +217,10 @@ class Caught(Exception):  # noqa: N818 - carries keys and values, and is no erro
         raise self
 
 
-def share_attention(attention: nn.Module, rank: int, plan: dict[str, Any], rotary: nn.Module | None) -> None:
+def share_attention(attention: nn.Module, rank: int, plan: dict[str, Any], rotation: Rotation) -> None:
     """Changes one attention module in place, with new weights, as `plan` says (see `install`)."""
-    shared = Shared(rotary, plan["cached"])
+    head_dim = getattr(attention, "head_dim", None)
+    shared = Shared(rotation, plan["cached"], head_dim if isinstance(head_dim, int) else None)
     first = next(iter(plan["latent"]))
     old = attention.get_submodule(first).get_parameter("weight")
     like: Any = {"device": old.device, "dtype": old.dtype}
@@ -224,9 +255,10 @@ def install(model: nn.Module, section: dict[str, Any]) -> None:
     """
     base = getattr(model, getattr(model, "base_model_prefix", ""), model)
     rotary = [module for name, module in base.named_modules() if name.endswith("rotary_emb")]
+    rotation = Rotation(rotary[0] if rotary else None)
     for layer in section["layers"]:
         plan = section["plans"][layer["plan"]]
-        share_attention(base.get_submodule(layer["module"]), layer["rank"], plan, rotary[0] if rotary else None)
+        share_attention(base.get_submodule(layer["module"]), layer["rank"], plan, rotation)
 
 
 def latent_class(attention: type[nn.Module]) -> Any:
