@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -44,9 +45,8 @@ def trace_model(config: PretrainedConfig, trust_remote_code: bool = False) -> tu
     load("transformers", "inspect")
     kind, why = getattr(config, "model_type", type(config).__name__), ""
     small = smaller(config)
-    attempts = [(NAME, small or config), *([(NAME, config)] if small else []), ("sdpa", config), ("eager", config)]
     found: ModelMap | None = None
-    for implementation, sizes in attempts:
+    for implementation, sizes in product((NAME, "sdpa", "eager"), filter(None, (small, config))):
         recorder = Recorder()
         try:
             with one_thread(), implementations(recorder.attend):
@@ -155,7 +155,8 @@ class Recorder:
         if not known:
             try:
                 with torch._C.DisableTorchFunction():
-                    layer, crossed = self.head_map(name, *qkv, options)
+                    query, key, value = qkv
+                    layer, crossed = self.head_map(name, query, key, value, options)
                 (self.cross if crossed else self.layers)[name] = layer
                 self.skipped.pop(name, None)
             except UntraceableError as reason:
