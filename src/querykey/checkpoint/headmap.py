@@ -119,6 +119,11 @@ class HeadMap:
     uses: int = 1
     window: int | None = None
 
+    def distances(self, limit: int | None) -> int | None:
+        """The bound of distances between queries and keys: the window, or the `limit` of the model if it is lower."""
+        bounds = [bound for bound in (self.window, limit) if bound is not None]
+        return min(bounds, default=None)
+
 
 @dataclass(frozen=True, eq=False)
 class ModelMap:
