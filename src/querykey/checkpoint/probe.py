@@ -100,8 +100,7 @@ class Recorder:
         self.paths = {module: name for name, module in model.named_modules()}
         for name, tower in towers(model):
             for optional in (False, True):
-                unseen = list(self.unseen(model, name))
-                if unseen or not name:
+                if (not name and not optional) or any(self.unseen(model, name)):
                     self.run_tower(name, tower, inputs if inputs and not name else inputs_of(tower, optional=optional))
                 if inputs:
                     break
