@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModel
 
 import querykey
 from checkpoints import ARCHITECTURES, TWO_STEPS, tie, tiny_model
@@ -112,23 +112,69 @@ def test_tiny_models_against_dense_matrices(name: str, tmp_path: Path) -> None:
     assert_dense(querykey.inspect(tmp_path), layers)
 
 
-def test_rotary_symmetry_is_the_mean_over_the_distances(tmp_path: Path) -> None:
-    """Against the matrices M(r) themselves, for every distance below the 64 that the model is made for."""
-    tiny_model("gpt_neox").save_pretrained(tmp_path)  # whose heads turn in part
+@pytest.mark.parametrize(("window", "limit"), [(None, 64), (5, 5)])
+def test_rotary_symmetry_is_the_mean_over_the_distances(window: int | None, limit: int, tmp_path: Path) -> None:
+    """Against the matrices M(r) themselves, for every distance of the model, or in the layer's own window."""
+    model = tiny_model("mistral" if window else "gpt_neox")  # whose heads rotate in part
+    model.config.sliding_window = window
+    model.save_pretrained(tmp_path)
     checkpoint = open_checkpoint(tmp_path)
     weights, rotary = checkpoint.read(1, dtype=torch.float64), checkpoint.layers[1].rotary
     assert rotary is not None
     heads = querykey.inspect(tmp_path).query("layer == 1")
-    for head in range(6):
+    for head, key_head in enumerate(weights.map.key_head):
         agreement = energy = torch.zeros(())
-        for r in range(-63, 64):
+        for r in range(1 - limit, limit):
             turn = torch.eye(8, dtype=torch.float64)
             for (i, j), theta in zip(rotary.pairs.tolist(), rotary.frequency.tolist(), strict=True):
                 c, s = np.cos(r * theta), np.sin(r * theta)
                 turn[i, i], turn[i, j], turn[j, i], turn[j, j] = c, -s, s, c
-            M, back = (weights.W_Q[head] @ turn_ @ weights.W_K[head].T for turn_ in (turn, turn.T))
+            M, back = (weights.W_Q[head] @ turn_ @ weights.W_K[key_head].T for turn_ in (turn, turn.T))
             agreement, energy = agreement + (M * back.T).sum(), energy + M.square().sum()
         assert heads["symmetry_rotary"].iloc[head] == pytest.approx((agreement / energy).item(), rel=1e-9)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_scaling_inside_the_queries_is_not_part_of_the_norm(tmp_path: Path) -> None:
+    """OPT scales its queries, and passes 1 to the attention function."""
+    model = tiny_model("opt")
+    model.save_pretrained(tmp_path)
+    heads = querykey.inspect(tmp_path)
+    attention = model.decoder.layers[1].self_attn
+    M = attention.q_proj.weight[16:24].T @ attention.k_proj.weight[16:24]
+    row = heads.query("layer == 1 and head == 2").iloc[0]
+    assert row["norm"] == pytest.approx(M.norm().item())
+    assert row["query_bias"] == pytest.approx(attention.q_proj.bias[16:24].norm().item())
+    assert row["scaling"] == pytest.approx(8**-0.5)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_cross_attention_is_named(tmp_path: Path) -> None:
+    tiny_model("t5").save_pretrained(tmp_path)
+    found = examine(tmp_path)
+    assert found.heads["module"].nunique() == 4
+    assert [(name.split(".")[-1], "another input" in why) for name, why in found.skipped] == [
+        ("EncDecAttention", True)
+    ] * 2
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("kind", ["clip", "vit"])
+def test_towers_for_images_are_inspected(kind: str, tmp_path: Path) -> None:
+    sizes = {"hidden_size": 48, "num_attention_heads": 6, "num_hidden_layers": 2, "intermediate_size": 56}
+    image = sizes | {"image_size": 12, "patch_size": 4}
+    text = sizes | {"vocab_size": 61, "max_position_embeddings": 16, "bos_token_id": 1, "eos_token_id": 2}
+    config = AutoConfig.for_model(kind, **({"vision_config": image, "text_config": text} if kind == "clip" else image))
+    model = AutoModel.from_config(config, dtype=torch.float64)
+    model.save_pretrained(tmp_path)
+    found = examine(tmp_path)
+    assert found.skipped == ()
+    assert len(found.heads) == (24 if kind == "clip" else 12)
+    module = model.get_submodule(found.heads["module"].iloc[-1])
+    projections = {name: parameter for name, parameter in module.named_parameters() if name.endswith("weight")}
+    q, k = (next(p for name, p in projections.items() if name.startswith(role)) for role in "qk")
+    M = (q[40:].T @ k[40:]).detach()
+    assert found.heads["symmetry"].iloc[-1] == pytest.approx(((M * M.T).sum() / M.square().sum()).item())
 
 
 def test_biases_have_columns_of_their_own(tmp_path: Path) -> None:
@@ -215,7 +261,7 @@ def test_two_inspections_are_the_same_to_the_last_digit(tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(querykey.inspect(tmp_path), querykey.inspect(tmp_path), check_exact=True)
 
 
-@pytest.mark.parametrize("kind", ["jetmoe", "mamba", "roformer"])
+@pytest.mark.parametrize("kind", ["jetmoe", "mamba"])
 def test_architectures_that_cannot_be_followed_are_refused_by_name(kind: str, tmp_path: Path) -> None:
     AutoConfig.for_model(kind, hidden_size=48, num_hidden_layers=1, vocab_size=61).save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")

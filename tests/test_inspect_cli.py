@@ -215,7 +215,7 @@ EMPTY_LIST = struct.pack("<Q", 2) + b"[]"
         (lambda f: poison(f, float("inf")), "layers.1.self_attn.k_proj.weight holds 1 values that are NaN or infinite"),
         (lambda f: configure(f, model_type="unheard-of"), "a model of type 'unheard-of', which transformers"),
         (lambda f: configure(f, model_type="own", auto_map={"AutoConfig": "a.B"}), "--trust-remote-code"),
-        (lambda f: quantise(f), "is quantised (some4: it holds int8)"),
+        (lambda f: quantise(f), "is quantised (some4: it holds int8 without scales that are known)"),
         (lambda f: [path.unlink() for path in f.iterdir()], "holds no weights: expected model.safetensors"),
         (lambda f: (f / "config.json").unlink(), "holds no config.json; found"),
         (lambda f: (f / "config.json").write_text("{"), "is not a JSON object"),

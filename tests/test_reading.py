@@ -300,9 +300,9 @@ def test_blocks_of_8_bit_floats_are_scaled_back(llama: Path) -> None:
 def test_blocks_are_scaled_back_for_some_rows_or_columns(tmp_path: Path) -> None:
     small = torch.randn(20, 48, generator=torch.Generator().manual_seed(0)).to(torch.float8_e4m3fn)
     scales = torch.tensor([[1.5, 2.5], [3.5, 4.5]])
-    save_file({"w": small, "w_scale_inv": scales}, tmp_path / "model.safetensors")
+    save_file({"weight": small, "weight_scale_inv": scales}, tmp_path / "model.safetensors")
     store = open_store(Folder(tmp_path))
-    parameters = Parameters(store, {"w": Place(("w",))}, {"w": (20, 48)}, {"weight_block_size": [16, 32]})
+    parameters = Parameters(store, {"w": Place(("weight",))}, {"w": (20, 48)}, {"weight_block_size": [16, 32]})
     full = small.float() * scales.repeat_interleave(16, 0).repeat_interleave(32, 1)[:20, :48]
     rows, columns = torch.tensor([3, 15, 16, 17]), torch.tensor([1, 31, 32, 47])
     assert torch.equal(parameters.rows("w", rows), full[rows])
@@ -310,10 +310,42 @@ def test_blocks_are_scaled_back_for_some_rows_or_columns(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
+    ("kind", "suffix", "shape", "divisor"),
+    [
+        (torch.float8_e4m3fn, "weight_scale", (), 1),  # one scale for a tensor
+        (torch.float8_e4m3fn, "weight_scale_inv", (1,), 1),
+        (torch.float8_e5m2, "weight_scale", (20, 1), 1),  # one for each output channel
+        (torch.int8, "weight_scale", (20, 1), 1),
+        (torch.int8, "weight_scale", (20, 6), 1),  # one for each group of 8 inputs
+        (torch.int8, "SCB", (20,), 127),  # of bitsandbytes
+    ],
+)
+@pytest.mark.parametrize("zeros", [False, True])
+def test_weights_of_8_bits_with_other_scales(
+    kind: torch.dtype, suffix: str, shape: tuple[int, ...], divisor: float, zeros: bool, tmp_path: Path
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    small = (torch.randn(20, 48, generator=generator) * 20).to(kind)
+    scales = torch.rand(shape, generator=generator) + 0.5
+    shift = torch.randint(-5, 5, shape, generator=generator).to(torch.int8)
+    tensors = {"q.weight": small, f"q.{suffix}": scales} | ({"q.weight_zero_point": shift} if zeros else {})
+    save_file(tensors, tmp_path / "model.safetensors")
+    whole, offset = (
+        x.reshape(*x.shape, *[1] * (2 - x.dim())).repeat_interleave(48 // (x.shape[1] if x.dim() > 1 else 1), 1)
+        for x in (scales, shift.float())
+    )
+    full = (small.float() - (offset if zeros else 0)) * whole / divisor
+    parameters = Parameters(open_store(Folder(tmp_path)), {"w": Place(("q.weight",))}, {"w": (20, 48)}, {"bits": 8})
+    rows, columns = torch.tensor([3, 15, 16, 17]), torch.tensor([1, 31, 32, 47])
+    torch.testing.assert_close(parameters.rows("w", rows), full[rows])
+    torch.testing.assert_close(parameters.rows("w", columns, columns=True), full.T[columns])
+
+
+@pytest.mark.parametrize(
     ("quantize", "reason"),
     [
         (lambda t: {"weight": t.to(torch.int8)}, "quantised .*some8.* holds int8"),
-        (lambda t: {"weight": t.to(torch.float8_e4m3fn)}, "8-bit floats without scales per block"),
+        (lambda t: {"weight": t.to(torch.float8_e4m3fn)}, "holds float8_e4m3fn without scales that are known"),
         (lambda t: {"weight": t.to(torch.uint8).view(-1, 1)}, "has the shape"),
         (
             lambda t: {"weight": None, "qweight": t.to(torch.int32)},
@@ -654,7 +686,7 @@ def test_a_server_without_ranges_is_refused_before_it_sends_a_shard(hub: Hub) ->
         open_checkpoint("someone/tiny").read(0)
 
 
-def test_pickled_weights_are_not_read_from_afar(hub: Hub, llama: Path) -> None:
+def test_pickled_weights_are_not_read_from_the_hub(hub: Hub, llama: Path) -> None:
     for shard in hub.shards | {"model.safetensors.index.json"}:
         (llama / shard).unlink()
     torch.save({}, llama / "pytorch_model.bin")

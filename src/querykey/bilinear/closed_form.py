@@ -36,7 +36,7 @@ from querykey.bilinear.form import BilinearForm
 from querykey.bilinear.gram import inner, paired, ratio
 from querykey.bilinear.rotation import Rotation
 
-SLOW = (1.0, inf)  # radians over a window; `best_tied_rotary` tries fitting the pairs below together
+SLOW, SHORT = 1.0, 32  # radians over a window up to which pairs are slow; windows in which all pairs may be
 
 
 class SharedHead(NamedTuple):
@@ -112,7 +112,7 @@ def best_tied(form: BilinearForm, *, key_only: bool = False) -> SharedHead:
 def best_signed(form: BilinearForm, *, key_only: bool = False) -> SharedHead:
     """The best head with `M̂ = W diag(±1) Wᵀ`: the head_dim eigenvalues of `sym(M)` that are largest in absolute value.
 
-    It keeps `form.signed_share`, and no symmetric core of that size keeps more. `key_only` as in `best_tied`.
+    It keeps `form.signed_share`. `key_only` as in `best_tied`.
     """
     return _symmetric(form, key_only, signed=True)
 
@@ -144,8 +144,7 @@ def best_core(form: BilinearForm, iterations: int = 20, *, key_only: bool = Fals
 def core_on_keys(form: BilinearForm) -> SharedHead:
     """W = W_K and the best core for it, `W_Q ≈ W_K C`: least squares, `C = (BᵀB)⁻¹ BᵀA`.
 
-    The same core is best at every distance of rotary positions, where it acts before the rotation. With the right bias
-    it keeps all of the key-only term.
+    It is best at every distance of rotary positions too. With the right bias it keeps all of the key-only term.
     """
     inverse = form.key_root.inverse
     core = inverse.mT @ inverse @ form.cross_gram.mT
@@ -166,13 +165,14 @@ def best_tied_rotary(form: BilinearForm, rotation: Rotation) -> SharedHead:
     `a bᴴ`: `w wᴴ` with `w = (‖b‖ a + ‖a‖ e^{−iψ} b) / (2√s)`, where `x + iy = bᴴa`, `s = √(‖a‖²‖b‖² − y²)` and
     `e^{−iψ} = (s − iy)/(‖a‖‖b‖)`. Dimensions that do not rotate are fitted together, by `best_tied`.
 
-    In a finite window slow pairs hardly rotate. There the best of three such heads is taken, which fit no pair, the
-    slow pairs, or all pairs together with those dimensions, each times the factor (0 or more) that keeps most.
+    In a finite window slow pairs hardly rotate. The best of heads is taken that fit no pair, the slow pairs or, in
+    short windows, all pairs together with those dimensions, each times the factor (0 or more) that keeps most.
     """
     head = _tied_by_pairs(form, rotation)
     if rotation.window is None:
         return head
-    slow = [rotation.angles * rotation.window <= limit for limit in SLOW]
+    limits = (SLOW, inf) if rotation.window <= SHORT else (SLOW,)
+    slow = [rotation.angles * rotation.window <= limit for limit in limits]
     heads = [head, *(_with_block(head, form, dimensions) for dimensions in slow)]
     heads = [_rescaled(one, form, rotation) for one in heads]
     return _most([one.kept(form, rotation) for one in heads], heads)
@@ -242,7 +242,7 @@ def _scaled(form: BilinearForm, symmetric: Float[Tensor, "*heads size size"], si
 
 
 def _tied_by_pairs(form: BilinearForm, rotation: Rotation) -> SharedHead:
-    """The tied fit of every pair alone, and of the dimensions that do not rotate together."""
+    """The tied fit of every pair alone, and of the other dimensions together."""
     i, j = rotation.first, rotation.second
     a, b = rotation.pair_norms(form.query_gram), rotation.pair_norms(form.key_gram)
     y = form.cross_gram[..., j, i] - form.cross_gram[..., i, j]

@@ -1,13 +1,13 @@
-"""Running a model without its weights, so that what arrives somewhere tells where it came from.
+"""Running a model without its weights, so that the numbers at any place tell which weights they came from.
 
-The parameters stay on the meta device; everything else is real and small: a batch of a few probes of two tokens.
-Where a parameter would act on an activation, the operation is not carried out. A matrix product *emits* instead: each
-of its output channels gets a column of random numbers of its own, one number per probe, whatever the input was. What
-arrives later at a query or a key is then looked up: a column, times a factor, names the row of the weight behind it.
+The parameters stay on the meta device; everything else is real and small: a batch of a few probes of some tokens.
+An operation of a parameter on an activation is not carried out. A matrix product *emits* instead: each of its output
+channels gets its own column of random numbers, one number per probe, whatever the input. The numbers that arrive later
+at a query or a key are looked up: a column, times a factor, names the row of the weight.
 
-A normalisation cannot be followed this way, since it mixes its channels in a statistic. It is recognised by what it
-does (scaling the input changes nothing) and let through, multiplied by a *mark*: one random number per probe, by which
-what has passed it can be told from what has not.
+A normalisation cannot be followed in this way, since it mixes its channels in a statistic. It is recognised by its
+effect (scaling the input changes nothing) and passes its input on, multiplied by a *mark*: one random number per probe,
+which distinguishes values behind the normalisation from others.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ from torch.utils._pytree import tree_map
 
 from querykey.checkpoint.norms import Behaviour, behaviour
 
-PROBES, TOKENS = 4, 2
-COLUMNS = 1 << 19  # channels that can be told apart at one time; the widest layers known emit 2e5
-HUGE = 1 << 21  # numbers in an activation; two tokens of the widest queries known have 2e5
+PROBES, TOKENS = 4, 2  # the batch, and the length of a text
+COLUMNS = 1 << 19  # channels that can be distinguished at one time; the widest layers known emit 2e5
+HUGE = 1 << 24  # numbers in an activation that is never computed; the queries of an image have up to 4e6
+LARGE = 1 << 20  # numbers in an unknown result, as of a convolution, from which on it is blank
 TOLERANCE = 1e-5  # relative; some models rotate in float32
 
 CASTS = (Tensor.to, Tensor.float, Tensor.type, Tensor.type_as, Tensor.half, Tensor.bfloat16)
@@ -36,7 +37,7 @@ SUMS = (torch.add, Tensor.add, Tensor.__add__)
 
 
 class Product(NamedTuple):
-    """Where emitted channels come from: channel c is row (column, where `transposed`) `first + c` of `weight`."""
+    """The origin of emitted channels: channel c is row (column, if `transposed`) `first + c` of `weight`."""
 
     weight: str
     bias: str | None
@@ -46,21 +47,22 @@ class Product(NamedTuple):
 
 
 class Unknown(NamedTuple):
-    """Channels that came out of an operation which cannot be followed; `what` names it."""
+    """Channels of an operation that cannot be followed; `what` names it."""
 
     what: str
 
 
 class Emission(NamedTuple):
-    """The columns `start … start + size` of the table stand for the channels of `source`."""
+    """The columns `start … start + size` of the table are the channels of `source`; `number` counts emissions."""
 
     start: int
     size: int
     source: Product | Unknown
+    number: int
 
 
 class Mark(NamedTuple):
-    """One use of a normalisation: `factor` is what it multiplied its `input` with, per probe."""
+    """One use of a normalisation: it multiplied its `input` by `factor`, per probe."""
 
     module: str
     behaviour: Behaviour
@@ -69,7 +71,7 @@ class Mark(NamedTuple):
 
 
 class Emitter(TorchFunctionMode):
-    """Stands in for the parameters of `model` while it runs; the model is changed and belongs to the emitter."""
+    """Stands in for the parameters of `model` while it runs. The model is modified and must not be used otherwise."""
 
     def __init__(self, model: nn.Module, generator: torch.Generator) -> None:
         super().__init__()
@@ -77,29 +79,33 @@ class Emitter(TorchFunctionMode):
         self.buffers = {_storage(buffer) for buffer in model.buffers()}
         self.generator = generator
         self.table = torch.rand(PROBES, COLUMNS, generator=generator, dtype=torch.float64) + 0.5
-        self.table[1] = self.table[0] * (1 + torch.arange(COLUMNS) / COLUMNS)  # their ratio is the column's number
-        self.next = 0
+        self.table[1] = self.table[0] * (1 + torch.arange(COLUMNS) / COLUMNS)  # their ratio gives the column
+        self.next = self.count = 0
         self.emissions: list[Emission] = []
         self.marks: list[Mark] = []
         self.behaviours: dict[tuple[object, ...], Behaviour | None] = {}
+        self.learned: dict[int, tuple[Tensor, Tensor]] = {}
         for name, module in model.named_modules():
             if not list(module.children()):
                 module.forward = partial(self._leaf, name, module, module.forward)
 
     def emit(self, shape: Iterable[int], source: Product | Unknown) -> Tensor:
-        """Columns not in use now, one per channel of the last axis; the first axis runs over probes, then tokens."""
+        """New columns, one per channel of the last axis; the first axis runs over probes, then over other things."""
         *leading, size = shape
         if size > COLUMNS:
-            raise ValueError(f"a layer with {size} channels, more than the {COLUMNS} that can be told apart")
+            raise ValueError(f"a layer has {size} channels; at most {COLUMNS} can be distinguished")
         start = self.next if self.next + size <= COLUMNS else 0
         self.next = start + size
         self._free(start, self.next)
-        self.emissions.append(Emission(start, size, source))
-        probe = torch.arange(math.prod(leading)) // TOKENS % PROBES
+        self.count += 1
+        self.emissions.append(Emission(start, size, source, self.count))
+        total = math.prod(leading)
+        each = max(total // PROBES, 1)
+        probe = (torch.arange(total) // each).clamp(max=PROBES - 1)
         return self.table[:, start : self.next][probe].reshape(*leading, size)
 
     def _free(self, start: int, stop: int) -> None:
-        """Forgets the emissions that have columns there, and their numbers: what still carries them is unknown now."""
+        """Remove the emissions that have columns there, and change their numbers, so that old values match nothing."""
         kept = []
         for emission in self.emissions:
             if emission.start >= stop or emission.start + emission.size <= start:
@@ -110,7 +116,7 @@ class Emitter(TorchFunctionMode):
         self.emissions = kept
 
     def locate(self, values: Float[Tensor, "probes n"]) -> tuple[Int[Tensor, " n"], Float[Tensor, " n"]]:
-        """The column of the table that each of `values` is a multiple of (−1: none) and the factor."""
+        """The column of the table that each of `values` is a multiple of (−1: none), and the factor."""
         first, second = values[0], values[1]
         column = ((second / first - 1) * COLUMNS).nan_to_num(-1, -1, -1).round().clamp(-1, COLUMNS).long()
         known = self.table[:, column.clamp(0, COLUMNS - 1)]
@@ -125,17 +131,30 @@ class Emitter(TorchFunctionMode):
         kwargs = kwargs or {}
         meta = [t.is_meta for t in _tensors((*args, *kwargs.values()))]
         if func == Tensor.device.__get__:
-            return torch.device("cpu")  # a model makes its masks and positions on the device of its parameters
+            return torch.device("cpu")  # models create masks and positions on the device of their parameters
         if not any(meta):
-            if any(t.numel() > HUGE and _storage(t) not in self.buffers for t in _tensors((*args, *kwargs.values()))):
+            if any(self._blank(t) for t in _tensors((*args, *kwargs.values()))):
                 return _skip(func, args, kwargs)
             return func(*args, **kwargs) if func not in CASTS else _cast(func, *args, **kwargs)
         if all(meta):
-            return func(*_to_meta(args), **_to_meta(kwargs))
+            if func is not nn.functional.linear or args[0].dim() < 3 or args[0].shape[0] % PROBES:
+                return func(*_to_meta(args), **_to_meta(kwargs))
+            args = (self._learned(args[0]), *args[1:])
         return self._replace(func, args, kwargs)
 
+    def _learned(self, x: Tensor) -> Tensor:
+        """Numbers for learned queries: a parameter, one for each example, that a projection has as its input."""
+        if _storage(x) not in self.learned:
+            self.learned[_storage(x)] = x, torch.rand(x.shape, generator=self.generator, dtype=torch.float64)
+        return self.learned[_storage(x)][1]
+
+    def _blank(self, t: Tensor) -> bool:
+        """Whether `t` is not worth an operation: zeros of `_zeros` without memory, or huge."""
+        size = t.numel()
+        return size > LARGE and (not any(t.stride()) or (size > HUGE and _storage(t) not in self.buffers))
+
     def _replace(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """What stands for an operation of a parameter on an activation: the right shape, and new columns."""
+        """The result of an operation of a parameter on an activation: the right shape, and new columns."""
         if func in SUMS and len(args) == 2 and not kwargs and self._take_bias(*args):
             return args[0]
         shapes = func(*_to_meta(args), **_to_meta(kwargs))
@@ -144,8 +163,8 @@ class Emitter(TorchFunctionMode):
         def stand_in(t: Any) -> Any:
             if not isinstance(t, Tensor):
                 return t
-            if not t.is_floating_point():
-                return torch.zeros(t.shape, dtype=t.dtype)
+            if not t.is_floating_point() or (isinstance(source, Unknown) and t.numel() > LARGE):
+                return _zeros(t)
             return self.emit(t.shape or (1,), source).reshape(t.shape).to(t.dtype)
 
         result = tree_map(stand_in, shapes)
@@ -155,7 +174,7 @@ class Emitter(TorchFunctionMode):
         return result
 
     def _product(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Product | None:
-        """Reads `x @ W + b` in the spellings that models use; None for everything else."""
+        """`x @ W + b` in the forms that models use; None for everything else."""
         if func is nn.functional.linear:
             x, matrix, bias = _linear(*args, **kwargs)
         elif func is torch.addmm and len(args) == 3 and not kwargs:
@@ -174,7 +193,7 @@ class Emitter(TorchFunctionMode):
         elif matrix.stride() == (width, 1) and matrix.shape[0] == height and not first:
             transposed, first = True, column
         else:
-            return None  # some of its inputs, or with steps
+            return None  # a part of its inputs, or rows with steps
         if bias is None:
             return Product(name, None, transposed, first, x)
         bias_name, whole = self.names.get(_storage(bias), ("", None))
@@ -183,20 +202,22 @@ class Emitter(TorchFunctionMode):
         return Product(name, bias_name, transposed, first, x)
 
     def _take_bias(self, x: Any, bias: Any) -> bool:
-        """Notes that `bias` is added to all channels of a product that has none yet; False if it is anything else."""
+        """Record that `bias` is added to all channels of a product without one; False for any other sum."""
         name, parameter = self.names.get(_storage(bias), ("", None)) if isinstance(bias, Tensor) else ("", None)
         if (
             parameter is None
             or not isinstance(x, Tensor)
             or x.is_meta
             or not parameter.shape == bias.shape == x.shape[-1:]
+            or x.numel() % (PROBES * x.shape[-1])
         ):
             return False
-        column, _ = self.locate(x.reshape(PROBES, -1, x.shape[-1])[:, 0].double())
-        for number, (start, size, source) in enumerate(self.emissions):
+        column, _ = self.locate(first_token(x))
+        for place, emission in enumerate(self.emissions):
+            start, size, source, _ = emission
             whole = size == len(column) and torch.equal(column, torch.arange(start, start + size))
             if whole and isinstance(source, Product) and source.bias is None and source.first == 0:
-                self.emissions[number] = Emission(start, size, source._replace(bias=name))
+                self.emissions[place] = emission._replace(source=source._replace(bias=name))
                 return True
         return False
 
@@ -206,40 +227,53 @@ class Emitter(TorchFunctionMode):
         return f"{getattr(func, '__name__', func)} with {', '.join(names)}"
 
     def _leaf(self, name: str, module: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """The forward of every module without children: normalisations are let through with a mark."""
+        """The forward of every module without children: a normalisation passes its input on, with a mark."""
         x = args[0] if len(args) == 1 and not kwargs else None
         if not isinstance(x, Tensor) or x.is_meta or not x.is_floating_point() or x.numel() % PROBES:
             return forward(*args, **kwargs)
         rows = x.reshape(PROBES, -1)
-        traceable = self.locate(rows[:, :2].double())[0].min() >= 0
-        key = (name if traceable else type(module), x.shape)  # of one that matters, nothing is taken on trust
-        if key not in self.behaviours:
-            self.behaviours[key] = behaviour(module, x.shape)
-        known = self.behaviours[key]
+        if self.locate(rows[:, :2].double())[0].min() < 0:
+            return forward(x)
+        if (name, x.shape) not in self.behaviours:
+            self.behaviours[name, x.shape] = behaviour(module, x.shape)
+        known = self.behaviours[name, x.shape]
         if known is None:
             return forward(x)
-        if not traceable:
-            return self.emit(x.shape, Unknown(f"the normalisation {name}"))
         factor = torch.rand(PROBES, generator=self.generator, dtype=torch.float64) + 0.5
         self.marks = [Mark(name, known, factor, x), *self.marks]
         return (rows * factor[:, None]).reshape(x.shape)
 
 
+def first_token(x: Tensor) -> Float[Tensor, "probes dim"]:
+    """The numbers of the first token, where the first axis of `x` runs over probes, then over tokens."""
+    return x.reshape(PROBES, -1, x.shape[-1])[:, 0].double()
+
+
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The arguments of torch.nn.functional.linear: what it multiplies, with what, and what it adds."""
+    """The two factors and the bias among the arguments of torch.nn.functional.linear."""
     return input, weight.t(), bias
 
 
 def _cast(func: Callable[..., Any], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """A cast of `x`, but never to fewer digits: what is found by numbers must not be rounded on the way."""
+    """A cast of `x`, but never to lower precision: the table finds numbers by their digits."""
     y: Tensor = func(x, *args, **kwargs)
     return x if y.is_floating_point() and x.dtype == torch.float64 else y
 
 
 def _skip(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Zeros of the right shape that take no memory: what is huge for two tokens is no query, key or value."""
-    shapes = func(*_to_meta(args), **_to_meta(kwargs))
-    return tree_map(lambda t: torch.zeros((), dtype=t.dtype).expand(t.shape) if isinstance(t, Tensor) else t, shapes)
+    """The result of an operation as zeros of the right shape."""
+    try:
+        shapes = func(*_to_meta(args), **_to_meta(kwargs))
+    except (RuntimeError, NotImplementedError, TypeError):  # an operation that needs the numbers
+        return func(*args, **kwargs)
+    return tree_map(lambda t: _zeros(t) if isinstance(t, Tensor) else t, shapes)
+
+
+def _zeros(shape: Tensor) -> Tensor:
+    """Zeros of that shape and type, without memory if they are many."""
+    if shape.numel() > LARGE:
+        return torch.zeros((), dtype=shape.dtype).expand(shape.shape)
+    return torch.zeros(shape.shape, dtype=shape.dtype)
 
 
 def _storage(t: Tensor) -> int:
@@ -256,7 +290,7 @@ def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
 
 
 def _to_meta(tree: Any) -> Any:
-    """The same arguments, as an operation on shapes alone takes them."""
+    """The same arguments for an operation on shapes alone."""
 
     def convert(leaf: Any) -> Any:
         if isinstance(leaf, Tensor):

@@ -1,4 +1,4 @@
-"""What is known of a model's attention: which rows of which stored weight feed which head. Values only."""
+"""What is known of a model's attention: which rows of which stored weight feed which head. Data only."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -18,11 +19,11 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Norm:
-    """A normalisation behind a projection: y = (offset + slope · weight) · u / rms(u) + bias with u = x (− its mean).
+    """A normalisation after a projection: y = (offset + slope · weight) · u / rms(u) + bias with u = x (− its mean).
 
-    The mean and the rms run over `size` channels. What does not depend on the token (the gain, the centring) can be
-    folded into the projection; the rms cannot, and is left out. `rotated` says that the gain acts after the rotation by
-    positions, so that folding it is exact at position 0 only.
+    The mean and the rms run over `size` channels. The gain and the centring do not depend on the token and can be
+    folded into the projection; the rms cannot, and is left out. If `rotated`, the gain acts after the rotary embedding,
+    and folding it is exact at position 0 only.
     """
 
     weight: str | None
@@ -38,9 +39,9 @@ class Norm:
 class Rows:
     """Some channels of a projection, each a multiple of one row of a stored weight.
 
-    Channel `at[i]` (head · size + channel) is `scale[i]` times row `rows[i]` of `weight`, or its column where the
-    weight is stored `transposed`, as (in, out); with a `norm`, `gain[i]` is the place of its gain. `inner`, for a
-    projection in two steps (MLA), is the projection that makes what the weight acts on.
+    Channel `at[i]` (head · size + channel) is `scale[i]` times row `rows[i]` of `weight`, or its column if the weight
+    is stored `transposed`, as (in, out). With a `norm`, `gain[i]` is the place of its gain. `inner` is the projection
+    before this one in a projection of two steps (MLA).
     """
 
     weight: str
@@ -62,14 +63,14 @@ class Rows:
 
 @dataclass(frozen=True, eq=False)
 class Projection:
-    """One role of a layer: `heads` heads of `size` channels, put together from `parts`."""
+    """One role of a layer: `heads` heads of `size` channels, made of `parts`."""
 
     heads: int
     size: int
     parts: tuple[Rows, ...]
 
     def every_part(self) -> Iterator[Rows]:
-        """The parts, and those of the projections inside them."""
+        """The parts, and the parts of the projections before them."""
         for part in self.parts:
             yield part
             if part.inner:
@@ -77,13 +78,20 @@ class Projection:
 
     @property
     def norms(self) -> tuple[Norm, ...]:
-        """The normalisations on the way."""
+        """The normalisations of all parts."""
         return tuple(part.norm for part in self.every_part() if part.norm)
+
+    @property
+    def factor(self) -> float:
+        """The factor that all channels have in common, such as a scaling that a model applies to its queries."""
+        scales = torch.cat([part.scale for part in self.parts])
+        first = float(scales[0])
+        return first if bool((scales - first).abs().max() <= 1e-6 * abs(first)) else 1.0
 
 
 @dataclass(frozen=True, eq=False)
 class Rotary:
-    """Channels (i, j) of `pairs` turn by `frequency` radians per position: (i, j) → (i cos − j sin, j cos + i sin)."""
+    """Channels (i, j) of `pairs` rotate to (i cos − j sin, j cos + i sin), by `frequency` radians per position."""
 
     pairs: Int[Tensor, "pairs 2"]
     frequency: Float[Tensor, " pairs"]
@@ -93,9 +101,10 @@ class Rotary:
 class HeadMap:
     """One attention layer. Query head h reads key (and value) head `key_head[h]`; scores are `scaling` · q · k.
 
-    `positions` is "none" where queries and keys are the same at every position, "rotary" where `rotary` says how they
-    turn, and "other" where they depend on the position in a way that is not a rotation. `uses` counts the layers that
-    share these weights. `value` and `output` are None where they cannot be followed.
+    `positions` is "none" if queries and keys are the same at every position, "rotary" if they rotate as in `rotary`,
+    and "other" if they depend on the position in another way. `window` is that of a layer with sliding attention: a
+    query attends to keys at distances below it. `uses` counts the layers that share these weights. `value` and
+    `output` are None if they cannot be traced.
     """
 
     name: str
@@ -108,11 +117,34 @@ class HeadMap:
     positions: Positions
     rotary: Rotary | None
     uses: int = 1
+    window: int | None = None
+
+    def distances(self, limit: int | None) -> int | None:
+        """The bound of distances between queries and keys: the window, or the `limit` of the model if it is lower."""
+        bounds = [bound for bound in (self.window, limit) if bound is not None]
+        return min(bounds, default=None)
 
 
 @dataclass(frozen=True, eq=False)
 class ModelMap:
-    """The attention layers of a model in the order in which they run; `skipped` names the others, with the reason."""
+    """The attention of a model in the order in which it runs.
+
+    `layers` are those whose queries and keys come from the same input, `cross` those with keys from another input.
+    `skipped` names all other attention modules, each with the reason.
+    """
 
     layers: tuple[HeadMap, ...]
     skipped: tuple[tuple[str, str], ...]
+    cross: tuple[HeadMap, ...] = ()
+
+    def merged(self, other: ModelMap | None) -> ModelMap:
+        """This map with what only the other one has."""
+        if other is None:
+            return self
+        known = {layer.name for layer in (*self.layers, *self.cross)}
+        layers, cross = (
+            (*mine, *(layer for layer in theirs if layer.name not in known))
+            for mine, theirs in ((self.layers, other.layers), (self.cross, other.cross))
+        )
+        known |= {layer.name for layer in (*layers, *cross)}
+        return ModelMap(layers, tuple(pair for pair in self.skipped if pair[0] not in known), cross)

@@ -1,19 +1,20 @@
-"""Recognising a normalisation by what it does: scaling its input changes nothing."""
+"""Recognising a normalisation by its effect: scaling its input does not change its output."""
 
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from copy import copy, deepcopy
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-BIASES = {"bias", "beta"}  # what an added parameter is called; any other one is a gain
+BIASES = {"bias", "beta"}  # names of a parameter that is added; any other parameter is a gain
 
 
 class Behaviour(NamedTuple):
-    """What a normalisation does with its gain: y = (offset + slope · gain) · u / rms(u) + bias, u = x (− mean)."""
+    """The formula of a normalisation: y = (offset + slope · gain) · u / rms(u) + bias, u = x (− its mean)."""
 
     gain: str | None
     bias: str | None
@@ -23,14 +24,15 @@ class Behaviour(NamedTuple):
 
 
 def behaviour(module: nn.Module, shape: torch.Size) -> Behaviour | None:
-    """What `module` does if it normalises tensors of this shape over the last axis; None if it does something else."""
+    """The formula of `module` if it normalises tensors of this shape over the last axis, else None."""
     parameters = dict(module.named_parameters())
     if len(parameters.keys() & BIASES) > 1 or len(parameters.keys() - BIASES) > 1:
         return None
     if any(p.shape != shape[len(shape) - p.dim() :] for p in parameters.values()):
         return None
-    twin = copy(module)
-    twin.__dict__ = {name: value for name, value in vars(module).items() if name != "forward"}  # that leads back here
+    twin = copy(module)  # without what leads back to the model that runs
+    twin.__dict__ = {name: value for name, value in vars(module).items() if name != "forward"}
+    twin._forward_hooks, twin._forward_pre_hooks = OrderedDict(), OrderedDict()
     try:
         with torch.no_grad(), torch._C.DisableTorchFunction():
             return _behaviour(deepcopy(twin).to_empty(device="cpu").double(), shape)
@@ -43,7 +45,7 @@ def _behaviour(twin: nn.Module, shape: torch.Size) -> Behaviour | None:
     x = torch.randn(2, *shape[1:], generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 1e4 + 3e3
 
     def factor(gain: float, u: Tensor) -> Tensor:
-        """What u / rms(u) is multiplied with, if the gain has this value everywhere."""
+        """The factor of u / rms(u) if the gain has this value everywhere."""
         for name, parameter in parameters.items():
             parameter.fill_(0.0 if name in BIASES else gain)
         y = twin(x)

@@ -1,4 +1,4 @@
-"""Rows of a model's parameters, out of the tensors of a checkpoint: found, checked, dequantised."""
+"""Rows of a model's parameters, read from the tensors of a checkpoint: found, checked, dequantised."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from querykey.checkpoint.headmap import CheckpointError
 from querykey.checkpoint.names import Place
 from querykey.checkpoint.storage import Store
 
-SCALES = "_scale_inv"  # what the scales of a weight in blocks of 8-bit floats are called, after its name
+SCALES = {"weight_scale_inv": 1.0, "weight_scale": 1.0, "SCB": 127.0}  # tensors beside `weight`, with their divisors
+ZEROS = "weight_zero_point"
 
 
 class Parameters:
@@ -26,7 +27,7 @@ class Parameters:
         self.quantization = quantization if isinstance(quantization, dict) else {}
 
     def rows(self, name: str, rows: Int[Tensor, " n"] | None, columns: bool = False) -> Float[Tensor, "n size"]:
-        """These rows, ascending (`columns`: columns), of a parameter; None: all. In the type that is stored."""
+        """These rows, ascending (`columns`: columns), of a parameter, in the type that is stored; None: all."""
         place, shape = self.places[name], self.shapes[name]
         rows = torch.arange(shape[1 if columns else 0]) if rows is None else rows
         if place.rows is None:
@@ -37,7 +38,7 @@ class Parameters:
         return self._collected(name, place, place.rows[rows])
 
     def lacking(self, missing: list[str], layer: str | None) -> CheckpointError:
-        """The error for a checkpoint that lacks some of the parameters of a layer, or (None) all of all layers."""
+        """The error for a checkpoint without some of the parameters of a layer, or (None) without all of all layers."""
         if self.quantization:
             return self._quantized(missing[0], "is not there under its name")
         if layer:
@@ -47,7 +48,7 @@ class Parameters:
         return CheckpointError(f"the checkpoint holds no weights of attention: expected {missing[0]}, {found}")
 
     def _collected(self, name: str, place: Place, rows: Int[Tensor, " n"]) -> Float[Tensor, "n size"]:
-        """Rows, in any order, of several stored tensors that lie below one another."""
+        """Rows, in any order, of several stored tensors that are concatenated."""
         parts, first = [], 0
         for stored in place.names:
             height = self.store.shape(stored)[0]
@@ -74,10 +75,10 @@ class Parameters:
     def _stored(self, name: str, rows: Int[Tensor, " n"], columns: bool) -> Float[Tensor, "n size"]:
         """Rows of a stored tensor, as floating-point numbers that are finite."""
         values = self.store.rows(name, rows, columns)
+        if values.itemsize == 1:
+            values = self._dequantized(name, values, rows, columns)
         if not values.is_floating_point():
             raise self._quantized(name, f"holds {str(values.dtype).removeprefix('torch.')}")
-        if values.itemsize == 1:
-            values = self._dequantized(name, values.float(), rows, columns)
         if not values.sum().isfinite() and not values.isfinite().all():  # the sum alone is quick, but may overflow
             bad = int((~values.isfinite()).sum())
             raise CheckpointError(
@@ -85,24 +86,40 @@ class Parameters:
             )
         return values
 
-    def _dequantized(
-        self, name: str, values: Float[Tensor, "n size"], rows: Int[Tensor, " n"], columns: bool
-    ) -> Float[Tensor, "n size"]:
-        """8-bit floats times the scale of the block that each lies in."""
-        block = self.quantization.get("weight_block_size")
-        if not block or name + SCALES not in self.store.names:
-            raise self._quantized(name, "holds 8-bit floats without scales per block")
-        height, width = self.store.shape(name + SCALES)
-        scales = self.store.rows(name + SCALES, torch.arange(height)).view(height, width).float()
-        down, across = rows // block[0], torch.arange(values.shape[1]) // block[1]
-        if columns:
-            down, across = torch.arange(values.shape[1]) // block[0], rows // block[1]
-            return values * scales[down[None], across[:, None]]
-        return values * scales[down[:, None], across[None]]
+    def _dequantized(self, name: str, values: Tensor, rows: Int[Tensor, " n"], columns: bool) -> Tensor:
+        """8-bit floats or integers times their scales: one for all, for each row, or for each block."""
+        around = name.removesuffix("weight")
+        found = [(around + end, divisor) for end, divisor in SCALES.items() if around + end in self.store.names]
+        if not found or values.dtype not in (torch.int8, torch.float8_e4m3fn, torch.float8_e5m2):
+            raise self._quantized(
+                name, f"holds {str(values.dtype).removeprefix('torch.')} without scales that are known"
+            )
+        (scale, divisor), values = found[0], values.float()
+        if around + ZEROS in self.store.names:
+            values = values - self._spread(name, around + ZEROS, rows, columns, values)
+        return values * self._spread(name, scale, rows, columns, values) / divisor
+
+    def _spread(
+        self, name: str, scale: str, rows: Int[Tensor, " n"], columns: bool, values: Float[Tensor, "n size"]
+    ) -> Float[Tensor, "#n #size"]:
+        """The scale of each of `values`: a number, one number for each row, or a matrix with one for each block."""
+        shape = self.store.shape(scale)
+        if len(shape) > 2:
+            raise self._quantized(name, f"has scales of the shape {shape}")
+        height, width = (*shape, 1, 1)[:2]
+        scales = self.store.rows(scale, torch.arange(height)).view(height, width).float()
+        sizes = self.store.shape(name)
+        blocks = [-(-size // count) for size, count in zip(sizes, (height, width), strict=True)]
+        if len(shape) == 2 and 1 not in shape:
+            blocks = self.quantization.get("weight_block_size") or blocks
+        others = torch.arange(values.shape[1])
+        down, across = (others, rows) if columns else (rows, others)
+        found = scales[down // blocks[0]][:, across // blocks[1]]
+        return found.T if columns else found
 
     def _quantized(self, name: str, what: str) -> CheckpointError:
         method = self.quantization.get("quant_method", "an unknown method")
         return CheckpointError(
-            f"{name} is quantised ({method}: it {what}) in a way that cannot be undone by rows; "
+            f"{name} is quantised ({method}: it {what}) in a way that is not known here; "
             "dequantise the checkpoint with the library that made it, or give the original"
         )

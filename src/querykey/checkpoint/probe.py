@@ -1,44 +1,41 @@
-"""Which rows of which stored weight feed which head, found by watching a model run: no table of model families.
+"""Which rows of which stored weight feed which head, found by running a model on shapes: no table of model families.
 
-`probe` builds the model of a configuration without weights, runs two tokens through it under an `Emitter`, and reads
-off what arrives at query[h, j], key[g, j] and value[g, j] in the attention function that the model calls. Everything
-it returns has been found at all probes; a layer that cannot be followed is left out, with the reason.
+The model of a configuration, or a model in memory, runs without its weights under an `Emitter`. What arrives at
+query[h, j], key[g, j] and value[g, j] in each attention tells the rows. All that is returned was found at all probes.
+Attention that cannot be traced, or that did not run, is left out and named with the reason.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from copy import deepcopy
+from collections.abc import Iterator
 from dataclasses import replace
-from inspect import signature
-from typing import TYPE_CHECKING, Any
+from itertools import product
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_parameter_registration_hook
-from torch.overrides import TorchFunctionMode
 
-from querykey.checkpoint.emission import PROBES, TOKENS, Emission, Emitter, Unknown
+from querykey.checkpoint.building import NAME, build, implementations, smaller, without_content
+from querykey.checkpoint.emission import PROBES, Emission, Emitter, Unknown
+from querykey.checkpoint.files import first_line
 from querykey.checkpoint.headmap import CheckpointError, HeadMap, ModelMap, Norm, Positions, Projection, Rotary
+from querykey.checkpoint.inputs import inputs_of
 from querykey.checkpoint.own_attention import OwnAttention
-from querykey.checkpoint.rotation import rotation, turns
-from querykey.checkpoint.tracing import Tracer, UntraceableError, same
+from querykey.checkpoint.rotation import rotates, rotation
+from querykey.checkpoint.tracing import MixedError, Tracer, UntraceableError, same
 from querykey.extras import load
 from querykey.machine import one_thread
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-NAME = "querykey_probe"
-
 
 def probe(config: PretrainedConfig, trust_remote_code: bool = False) -> ModelMap:
     """The attention layers of the model that `config` describes, and where their weights are.
 
-    Raises CheckpointError where the model cannot be built, does not run on shapes alone, or has no layer that can be
-    followed.
+    Raises CheckpointError if the model cannot be built, does not run on shapes alone, or has no attention that can be
+    traced.
     """
     return trace_model(config, trust_remote_code)[0]
 
@@ -47,174 +44,235 @@ def trace_model(config: PretrainedConfig, trust_remote_code: bool = False) -> tu
     """As `probe`, with the model: good for its names and shapes alone."""
     load("transformers", "inspect")
     kind, why = getattr(config, "model_type", type(config).__name__), ""
-    for implementation in (NAME, "sdpa", "eager"):  # its own hook, else the functions that it calls by itself
+    small = smaller(config)
+    found: ModelMap | None = None
+    for implementation, sizes in product((NAME, "sdpa", "eager"), filter(None, (small, config))):
         recorder = Recorder()
         try:
             with one_thread(), implementations(recorder.attend):
-                model = build(config, implementation, trust_remote_code)
+                model = build(sizes, implementation, trust_remote_code)
                 recorder.run(model)
-        except Exception as error:  # a model may fail in any way on what it was not made for
-            why = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        except Exception as error:  # a model may fail in any way on inputs that it was not made for
+            why = f"{type(error).__name__}: {first_line(error)}"
             continue
-        if recorder.layers:
-            return recorder.map(), model
-        why = "it computes attention in a way that is not known here"
-        if recorder.skipped:
-            why = ": ".join(recorder.skipped[0])
+        found = recorder.map().merged(found)
+        why = recorder.problem()
+        if (found.layers or found.cross) and (sizes is config or not found.skipped):
+            return found, model
+        if recorder.uses and sizes is config:  # attention that was seen is the same in every implementation
             break
-    raise CheckpointError(f"no attention layer of a model of type '{kind}' can be followed: {why}")
+    raise CheckpointError(f"no attention layer of a model of type '{kind}' can be traced: {why}")
 
 
-def build(config: PretrainedConfig, implementation: str, trust_remote_code: bool = False) -> PreTrainedModel:
-    """The model with parameters of the right shapes and no content, and real buffers."""
-    no_init_weights = load("transformers.initialization", "inspect").no_init_weights
-    with ShapesAlone(), parameters_on_meta(), no_init_weights(), torch.no_grad():
-        model: PreTrainedModel = load("transformers", "inspect").AutoModel.from_config(
-            deepcopy(config),
-            trust_remote_code=trust_remote_code,
-            dtype=torch.float64,
-            attn_implementation=implementation,
-            experts_implementation=NAME,
-        )
-    for module in model.modules():
-        for name, buffer in module._buffers.items():
-            if buffer is not None and buffer.is_meta:
-                module._buffers[name] = torch.zeros((), dtype=buffer.dtype).expand(buffer.shape)
-    model.eval()
-    return model
+def trace_module(model: nn.Module, inputs: dict[str, Any] | None = None) -> ModelMap:
+    """As `probe`, for a model in memory; `inputs` of its `forward` where it is not a model of transformers."""
+    recorder = Recorder()
+    with one_thread():
+        recorder.run(without_content(model), inputs)
+    if recorder.layers or recorder.cross:
+        return recorder.map()
+    raise CheckpointError(f"no attention layer of {type(model).__name__} can be traced: {recorder.problem()}")
 
 
-@contextmanager
-def implementations(attention: Callable[..., Any]) -> Iterator[None]:
-    """Makes `attention` the attention implementation `NAME` of transformers, and one for experts that skips them."""
-    attentions = load("transformers.modeling_utils", "inspect").ALL_ATTENTION_FUNCTIONS
-    experts = load("transformers.integrations.moe", "inspect").ALL_EXPERTS_FUNCTIONS
-    logging = load("transformers", "inspect").logging
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # no advice on masks and kernels: nothing is computed here
-    attentions[NAME] = attention
-    experts[NAME] = lambda module, hidden, *_, **__: hidden.clone()
-    try:
-        yield
-    finally:
-        del attentions[NAME], experts[NAME]
-        logging.set_verbosity(verbosity)
+class Pieces(NamedTuple):
+    """Calls of one attention that come probe by probe: what arrived so far, and the emission for all outputs."""
 
-
-@contextmanager
-def parameters_on_meta() -> Iterator[None]:
-    """Lets go of the content of every parameter as soon as a module takes it."""
-
-    def replacement(_: nn.Module, __: str, parameter: nn.Parameter) -> nn.Parameter | None:
-        return None if parameter.is_meta else nn.Parameter(parameter.to("meta"), requires_grad=False)
-
-    handle = register_module_parameter_registration_hook(replacement)  # type: ignore[arg-type]
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-class ShapesAlone(TorchFunctionMode):
-    """Takes no memory for what has no content yet, as most parameters start, nor for anything large."""
-
-    LARGE = 1 << 24  # numbers; buffers with a content, like the angles of rotary positions, are smaller
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func in (torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn):
-            shape = func(*args, **kwargs | {"device": "meta"})
-            if func is torch.empty or shape.numel() > self.LARGE:
-                return shape
-        return func(*args, **kwargs)
+    arrived: list[tuple[Tensor, ...]]
+    out: Tensor
 
 
 class Recorder:
-    """Runs a model and follows every call of its attention function."""
+    """Runs a model and traces every call of an attention function. Layers and reasons are by module name."""
 
     def __init__(self) -> None:
-        self.layers: list[HeadMap] = []
-        self.skipped: list[tuple[str, str]] = []
-        self.result: Emission | None = None  # what stands for the last layer's output
+        self.layers: dict[str, HeadMap] = {}
+        self.cross: dict[str, HeadMap] = {}
+        self.skipped: dict[str, str] = {}
+        self.failures: dict[str, str] = {}  # of towers, by name
+        self.uses: dict[str, set[int]] = {}  # calls of each module in the present run
+        self.last: tuple[str, Emission] | None = None  # the layer whose output projection is still to be found
 
-    def run(self, model: PreTrainedModel) -> None:
-        """Two tokens through `model`."""
+    def run(self, model: nn.Module, inputs: dict[str, Any] | None = None) -> None:
+        """`model` on small inputs; then each tower inside that has attention which did not run."""
         self.emitter = Emitter(model, torch.Generator().manual_seed(0))
         self.tracer = Tracer(self.emitter, model)
+        self.own = OwnAttention(model, self.tracer.known, self.attend)
         self.paths = {module: name for name, module in model.named_modules()}
-        tokens = torch.zeros(PROBES, TOKENS, dtype=torch.int64)
-        inputs = {"input_ids": tokens}
-        if "decoder_input_ids" in signature(model.forward).parameters:
-            inputs["decoder_input_ids"] = tokens
-        with torch.no_grad(), self.emitter, OwnAttention(model, self.tracer.known, self.attend):
-            model(**inputs, use_cache=False)
+        for name, tower in towers(model):
+            for optional in (False, True):
+                if (not name and not optional) or any(self.unseen(model, name)):
+                    self.run_tower(name, tower, inputs if inputs and not name else inputs_of(tower, optional=optional))
+                if inputs:
+                    break
+        for name in self.unseen(model, ""):
+            self.skipped.setdefault(name, self.reason(model, name))
+
+    def run_tower(self, name: str, tower: nn.Module, inputs: dict[str, Any]) -> None:
+        """One part of the model on these inputs, as far as it runs."""
+        self.uses.clear()
+        self.pieces: dict[tuple[str, int], Pieces] = {}
+        self.own.running.clear()
+        try:
+            with torch.no_grad(), self.emitter, self.own:
+                tower(**inputs)
+        except Exception as error:  # a model may fail in any way on inputs that it was not made for
+            self.failures.setdefault(name, f"{type(error).__name__}: {first_line(error)}")
         self.settle()
+        for path, calls in self.uses.items():
+            for found in (self.layers, self.cross):
+                if path in found:
+                    found[path] = replace(found[path], uses=max(found[path].uses, len(calls)))
 
     def attend(
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *_: Any, **kwargs: Any
     ) -> tuple[Tensor, None]:
-        """What stands for the attention of `module`; takes (probes, heads, tokens, size), gives tokens before heads."""
+        """The attention of `module`: takes (batch, heads, length, size), returns (batch, length, heads, size)."""
         self.settle()
-        name, heads, length = self.paths[module], *query.shape[1:3]
-        out = self.emitter.emit((PROBES, length, heads * value.shape[-1]), Unknown(f"the attention of {name}"))
-        try:
-            with torch._C.DisableTorchFunction():
-                self.layers.append(self.head_map(name, query, key, value, kwargs.get("scaling")))
-            self.result = self.emitter.emissions[-1]
-        except UntraceableError as reason:
-            self.skipped.append((name, str(reason)))
+        name, call = self.paths[module], self.own.calls[module]
+        batch, heads, length, size = query.shape[0], *query.shape[1:3], value.shape[-1]
+        source = Unknown(f"the attention of {name}")
+        if batch % PROBES == 0:
+            out = self.emitter.emit((batch, length, heads * size), source)
+            number = self.emitter.count
+            self.record(name, call, [x.unflatten(0, (PROBES, -1))[:, 0] for x in (query, key, value)], kwargs)
+            self.last = (name, self.emitter.emissions[-1]) if self.emitter.count == number else None
+            return out.unflatten(-1, (heads, -1)), None
+        pieces = self.pieces.get((name, call))
+        if pieces is None:
+            out = self.emitter.emit((PROBES, length, heads * size), source)
+            pieces = self.pieces[name, call] = Pieces([], out)
+        pieces.arrived.append((query, key, value))
+        place = len(pieces.arrived)
+        if place == PROBES:
+            self.record(name, call, [torch.cat(parts) for parts in zip(*pieces.arrived, strict=True)], kwargs)
+        return pieces.out[place - 1 : place].unflatten(-1, (heads, -1)), None
+
+    def record(self, name: str, call: int, qkv: list[Tensor], options: dict[str, Any]) -> None:
+        """Trace one call; another call of a module counts as a use."""
+        self.uses.setdefault(name, set()).add(call)
+        known = name in self.layers or name in self.cross
+        if not known:
+            try:
+                with torch._C.DisableTorchFunction():
+                    query, key, value = qkv
+                    layer, crossed = self.head_map(name, query, key, value, options)
+                (self.cross if crossed else self.layers)[name] = layer
+                self.skipped.pop(name, None)
+            except UntraceableError as reason:
+                self.skipped.setdefault(name, str(reason))
+            except (RuntimeError, ValueError, ZeroDivisionError) as error:  # of shapes that no projection has
+                self.skipped.setdefault(name, f"it cannot be traced: {first_line(error)}")
         self.emitter.marks = []
-        return out.unflatten(-1, (heads, -1)), None
 
     def settle(self) -> None:
-        """Looks up which weight has read the last layer's output since."""
-        if self.result:
-            last = self.layers[-1]
-            with torch._C.DisableTorchFunction():
-                self.layers[-1] = replace(last, output=self.tracer.output(self.result, last.query.heads))
-        self.result = None
+        """Find the weight that has read the last layer's output since."""
+        if self.last:
+            name, result = self.last
+            found = self.layers if name in self.layers else self.cross
+            if name in found and found[name].output is None:
+                with torch._C.DisableTorchFunction():
+                    output = self.tracer.output(result, found[name].query.heads)
+                found[name] = replace(found[name], output=output)
+        self.last = None
 
-    def head_map(self, name: str, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> HeadMap:
-        """One layer, from what arrives at its attention function."""
+    def head_map(
+        self, name: str, query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]
+    ) -> tuple[HeadMap, bool]:
+        """One layer from what arrives at its attention function, and whether keys come from another input."""
+        if query.is_meta or key.is_meta:
+            raise UntraceableError(f"its {'queries' if query.is_meta else 'keys'} are a parameter, not a projection")
         if key.shape[1] != value.shape[1]:
             key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
         key_head, kept = distinct(torch.cat([key, value], -1), query.shape[1])
         key, value = key[:, kept], value[:, kept]
-        scope = self.tracer.scope(query[:, :, 0], name)
-        q, stream = self.tracer.follow(query[:, :, 0], "query", scope)
-        k, key_stream = self.tracer.follow(key[:, :, 0], "key", scope)
-        if not same(stream, key_stream):
-            raise UntraceableError("its queries and keys come from different inputs (cross-attention)")
-        v: Projection | None
         try:
-            v, _ = self.tracer.follow(value[:, :, 0], "value", scope)
-        except UntraceableError:
-            v = None
+            projections, streams = self.follow(name, query[:, :, 0], key[:, :, 0], value[:, :, 0])
+        except MixedError:  # positions that do not start at 0 leave a class token at the end as it is
+            projections, streams = self.follow(name, query[:, :, -1], key[:, :, -1], value[:, :, -1])
+        q, k, v = projections
         positions, rotary = self.positions(query, key, (*q.norms, *k.norms))
-        return HeadMap(name, q, k, v, None, key_head, scaling, positions, rotary)
+        window = options.get("sliding_window")
+        layer = HeadMap(name, q, k, v, None, key_head, options.get("scaling"), positions, rotary, window=window)
+        return layer, not same(*streams)
+
+    def follow(
+        self, name: str, query: Tensor, key: Tensor, value: Tensor
+    ) -> tuple[tuple[Projection, Projection, Projection | None], tuple[Tensor, Tensor]]:
+        """The projections of one layer, from their values at one token, and the inputs of queries and keys."""
+        scope = self.tracer.scope(query, name)
+        q, stream = self.tracer.follow(query, "query", scope)
+        k, key_stream = self.tracer.follow(key, "key", scope)
+        try:
+            return (q, k, self.tracer.follow(value, "value", scope)[0]), (stream, key_stream)
+        except UntraceableError:
+            return (q, k, None), (stream, key_stream)
 
     @staticmethod
     def positions(query: Tensor, key: Tensor, norms: tuple[Norm, ...]) -> tuple[Positions, Rotary | None]:
-        """How queries and keys depend on the position, as far as one can see at the first two."""
-        if all(torch.equal(x[:, :, 0], x[:, :, 1]) for x in (query, key)):
+        """How queries and keys depend on the position, as far as the first positions show."""
+        if all(bool((x == x[:, :, :1]).all()) for x in (query, key)):
             return "none", None
         rotary = rotation(query)
-        if rotary is None or any(norm.rotated for norm in norms) or not turns(key, rotary):
+        if rotary is None or any(norm.rotated for norm in norms) or not rotates(key, rotary):
             return "other", None
         return "rotary", rotary
 
+    def unseen(self, model: nn.Module, tower: str) -> Iterator[str]:
+        """The attention modules below a tower that have not run, or could not be traced."""
+        found = {*self.layers, *self.cross}
+        for name in attention_modules(model):
+            related = (f"{name}.".startswith(f"{other}.") or f"{other}.".startswith(f"{name}.") for other in found)
+            if below(name, tower) and not any(related):
+                yield name
+
+    def reason(self, model: nn.Module, name: str) -> str:
+        """Why an attention module has not been seen."""
+        module = model.get_submodule(name)
+        if any(self.own.finished[part] for part in module.modules()):
+            return "it does not compute a softmax of products of queries and keys"
+        failures = [why for tower, why in self.failures.items() if below(name, tower)]
+        return f"it did not run ({failures[-1]})" if failures else "it does not run on the inputs of the model"
+
+    def problem(self) -> str:
+        """Why nothing has been found."""
+        if self.skipped:
+            name, reason = next(iter(self.skipped.items()))
+            return f"{name}: {reason}"
+        if self.failures:
+            return next(iter(self.failures.values()))
+        return "it has no attention: no softmax of products of queries and keys"
+
     def map(self) -> ModelMap:
-        """All layers; one whose weights are used again is counted, not repeated."""
-        layers: dict[str, HeadMap] = {}
-        for layer in self.layers:
-            known = layers.get(layer.name)
-            layers[layer.name] = replace(known, uses=known.uses + 1) if known else layer
-        return ModelMap(tuple(layers.values()), tuple(dict.fromkeys(self.skipped)))
+        """All that was found."""
+        return ModelMap(tuple(self.layers.values()), tuple(self.skipped.items()), tuple(self.cross.values()))
+
+
+def towers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The model itself, then the models of transformers inside it, outermost first."""
+    for name, module in model.named_modules():
+        if not name or hasattr(module, "main_input_name"):
+            yield name, module
+
+
+def attention_modules(model: nn.Module) -> list[str]:
+    """The innermost modules that are called attention and have weights."""
+    named = [
+        name
+        for name, module in model.named_modules()
+        if any(word in type(module).__name__.lower() for word in ("attention", "attn"))
+        and any(parameter.dim() > 1 for parameter in module.parameters())
+    ]
+    return [name for name in named if not any(other.startswith(f"{name}.") for other in named)]
+
+
+def below(name: str, tower: str) -> bool:
+    """Whether a module is part of a tower; all are part of the whole model, ""."""
+    return not tower or f"{name}.".startswith(f"{tower}.")
 
 
 def distinct(keys: Float[Tensor, "probes kv_heads tokens size"], heads: int) -> tuple[tuple[int, ...], list[int]]:
     """Which key head each of the query `heads` reads, where equal ones count once, and those that are kept."""
-    kept: dict[float, int] = {}  # a sum of random numbers tells them apart
+    kept: dict[float, int] = {}  # sums of random numbers tell them apart
     sums = keys.sum((0, 2, 3)).tolist()
     for head, value in enumerate(sums):
         kept.setdefault(value, head)

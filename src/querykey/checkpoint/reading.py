@@ -130,8 +130,11 @@ def _present(model_map: ModelMap, parameters: Parameters) -> ModelMap:
             skipped.append((layer.name, "its weights are not in the checkpoint"))
         else:
             raise parameters.lacking(missing, layer.name)
-    if not layers:
+    skipped += [(layer.name, "its keys come from another input than its queries") for layer in model_map.cross]
+    if not layers and model_map.layers:
         raise parameters.lacking(missing, None)
+    if not layers:
+        raise CheckpointError(f"no self-attention can be read: {skipped[0][0]}: {skipped[0][1]}")
     return ModelMap(tuple(layers), tuple(skipped))
 
 

@@ -1,4 +1,4 @@
-"""Finding out how queries and keys turn with the position, from the first two positions."""
+"""How queries and keys rotate with the position, from the first positions."""
 
 from __future__ import annotations
 
@@ -11,22 +11,26 @@ from querykey.checkpoint.headmap import Rotary
 
 
 def rotation(values: Float[Tensor, "probes heads tokens size"]) -> Rotary | None:
-    """How the channels of every head turn from position 0 to 1; None if not by a rotation of pairs, the same for all.
+    """The rotation of pairs of channels, the same for all heads, from position 0 on; None if they change otherwise.
 
-    The first head tells the pairs: channel j becomes a · j + b · i, for the one i that explains it at all probes.
+    The first head gives the pairs: channel j becomes a · j + b · i, for the one i that fits at all probes.
     """
     before, after = values[:, :, 0], values[:, :, 1]
-    turned = ((after - before)[:, 0].norm(dim=0) > 0).nonzero().flatten()
-    j, i, a, b = _partners(before[:, 0], after[:, 0], turned)
+    changed = ((after - before)[:, 0].norm(dim=0) > 0).nonzero().flatten()
+    if not len(changed):
+        return None
+    j, i, a, b = _partners(before[:, 0], after[:, 0], changed)
     pairs = torch.stack([j, i], 1)[b < 0]  # of (i cos − j sin, j cos + i sin) the first
     frequency = torch.atan2(-b, a)[b < 0]
     rotary = Rotary(pairs, frequency)
-    return rotary if turns(values, rotary) else None
+    return rotary if rotates(values, rotary) else None
 
 
-def turns(values: Float[Tensor, "probes heads tokens size"], rotary: Rotary) -> bool:
-    """Whether all heads turn like `rotary` from position 0 to 1."""
-    return torch.allclose(rotate(values[:, :, 0], rotary, 1.0), values[:, :, 1], rtol=TOLERANCE, atol=TOLERANCE)
+def rotates(values: Float[Tensor, "probes heads tokens size"], rotary: Rotary) -> bool:
+    """Whether all heads rotate like `rotary` from position 0 to each of the others."""
+    positions = torch.arange(values.shape[2])
+    expected = rotate(values[:, :, :1].expand_as(values), rotary, positions)
+    return torch.allclose(expected, values, rtol=TOLERANCE, atol=TOLERANCE)
 
 
 def rotate(
@@ -43,17 +47,17 @@ def rotate(
 
 
 def _partners(
-    before: Float[Tensor, "probes size"], after: Float[Tensor, "probes size"], turned: Int[Tensor, " n"]
+    before: Float[Tensor, "probes size"], after: Float[Tensor, "probes size"], changed: Int[Tensor, " n"]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """For each channel j of `turned`: the channel i and the numbers a, b with after_j = a · before_j + b · before_i."""
-    own, goal = before[:, turned], after[:, turned]
+    """For each channel j of `changed`: the channel i and numbers a, b with after_j = a · before_j + b · before_i."""
+    own, goal = before[:, changed], after[:, changed]
     share = (own * goal).sum(0) / own.square().sum(0)
     rest = goal - share * own  # what the channel itself does not explain
     others = before[:, None] - own[:, :, None] * (torch.einsum("pn,pi->ni", own, before) / own.square().sum(0)[:, None])
     gain = torch.einsum("pn,pni->ni", rest, others) / others.square().sum(0).clamp_min(1e-12)
     error = (rest[:, :, None] - gain * others).square().sum(0)
-    error[torch.arange(len(turned)), turned] = torch.inf
+    error[torch.arange(len(changed)), changed] = torch.inf
     i = error.argmin(1)
-    b = gain[torch.arange(len(turned)), i]
+    b = gain[torch.arange(len(changed)), i]
     a = share - b * (own * before[:, i]).sum(0) / own.square().sum(0)
-    return turned, i, a, b
+    return changed, i, a, b

@@ -1,4 +1,4 @@
-"""From the numbers that arrive at an attention function to the rows of the weights that they came from."""
+"""The rows of weights behind the numbers that arrive at an attention function."""
 
 from __future__ import annotations
 
@@ -9,18 +9,22 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from querykey.checkpoint.emission import COLUMNS, PROBES, Emission, Emitter, Mark, Unknown
+from querykey.checkpoint.emission import COLUMNS, PROBES, Emission, Emitter, Mark, Unknown, first_token
 from querykey.checkpoint.headmap import CheckpointError, Norm, Projection, Rows
 
 EXACT = 1e-9  # a factor this close to 1 is 1
 
 
 class UntraceableError(CheckpointError):
-    """A layer that cannot be followed; the message says where the trail ends."""
+    """A layer that cannot be traced; the message says why."""
+
+
+class MixedError(UntraceableError):
+    """A query, key or value that is not a row of a weight at the token that was looked at."""
 
 
 class Tracer:
-    """Looks up values in what `emitter` has emitted while `model` ran."""
+    """Looks up values among those that `emitter` has emitted while `model` ran."""
 
     def __init__(self, emitter: Emitter, model: nn.Module) -> None:
         self.emitter = emitter
@@ -28,7 +32,7 @@ class Tracer:
         self.kept: dict[tuple[object, ...], Tensor] = {}
 
     def scope(self, values: Float[Tensor, "probes heads size"], module: str) -> str:
-        """The module path that the first weight behind `values` shares with `module`: the layer's own weights."""
+        """The path that the first weight behind `values` shares with `module`: weights below belong to the layer."""
         found = self._find(values.reshape(PROBES, -1)[:, :1])
         weight = next(self._groups(*found), None)
         if weight is None or isinstance(weight[0].source, Unknown):
@@ -38,18 +42,20 @@ class Tracer:
 
     def known(self, values: Tensor) -> bool:
         """Whether the first of `values` came from a weight."""
+        if values.numel() % PROBES:
+            return False
         with torch._C.DisableTorchFunction():
             return bool(self._find(values.reshape(PROBES, -1)[:, :1].double())[0] >= 0)
 
     def follow(
         self, values: Float[Tensor, "probes heads size"], role: str, scope: str
     ) -> tuple[Projection, Float[Tensor, "probes dim"]]:
-        """The projection behind `values`, those of one `role` at the first token, and what it acts on there."""
+        """The projection behind `values`, those of one `role` at one token, and its input at the first token."""
         _, heads, size = values.shape
         column, scale, lens = self._find(values.reshape(PROBES, -1))
         if column.min() < 0:
             head, channel = divmod(int((column < 0).nonzero()[0]), size)
-            raise UntraceableError(
+            raise MixedError(
                 f"channel {channel} of {role} head {head} is not a multiple of one row of a weight that it uses"
             )
         parts, streams = [], []
@@ -62,18 +68,19 @@ class Tracer:
         return Projection(heads, size, tuple(parts)), streams[0]
 
     def output(self, result: Emission, heads: int) -> Projection | None:
-        """The weight that acts on `result`, which stands for the output of all heads; None if it cannot be followed."""
+        """The weight that acts on `result`, the emission for the output of all heads; None if it cannot be traced."""
         for emission in self.emitter.emissions:
-            if isinstance(emission.source, Unknown) or not self.known(first_token(emission.source.input)):
+            source = emission.source
+            if emission.number <= result.number or isinstance(source, Unknown) or not self.known(source.input[..., :1]):
                 continue
-            column, scale, lens = self._find(first_token(emission.source.input))
+            column, scale, lens = self._find(first_token(source.input))
             at = column - result.start
             if at.min() < 0 or at.max() >= result.size or len(at.unique()) < result.size:
                 continue
             parts = []
             for _, mark, rows in self._groups(column, scale, lens):
                 norm, gain = self._norm(mark, column[rows]) if mark else (None, None)
-                name, transposed = emission.source.weight, not emission.source.transposed
+                name, transposed = source.weight, not source.transposed
                 where = self._once(at[rows]), self._once(rows), self._once(scale[rows])
                 parts.append(Rows(name, None, transposed, *where, norm, gain))
             return Projection(heads, result.size // heads, tuple(parts))
@@ -91,8 +98,8 @@ class Tracer:
     ) -> tuple[Rows, Float[Tensor, "probes dim"]]:
         source = emission.source
         if isinstance(source, Unknown):
-            raise UntraceableError(f"its {role} comes out of {source.what}, which cannot be followed")
-        if not source.weight.startswith(f"{scope}."):
+            raise UntraceableError(f"its {role} comes out of {source.what}, which cannot be traced")
+        if scope and not source.weight.startswith(f"{scope}."):
             raise UntraceableError(f"its {role} comes from {source.weight}, which is not its own")
         stream = first_token(source.input)
         inner = None
@@ -104,7 +111,7 @@ class Tracer:
         return Rows(source.weight, source.bias, source.transposed, at, rows, scale, norm, gain, inner), stream
 
     def _inside(self, value: Float[Tensor, "probes 1"], scope: str) -> bool:
-        """Whether a value is itself the output of one of the weights in `scope`."""
+        """Whether a value is the output of one of the weights in `scope`."""
         for emission, _, _ in self._groups(*self._find(value)):
             return not isinstance(emission.source, Unknown) and emission.source.weight.startswith(f"{scope}.")
         return False
@@ -117,7 +124,7 @@ class Tracer:
         place[inputs[inputs >= 0]] = torch.arange(len(inputs))[inputs >= 0] % places
         gain = place[column]
         if gain.min() < 0:
-            raise UntraceableError(f"the input of {mark.module} cannot be followed")
+            raise UntraceableError(f"the input of {mark.module} cannot be traced")
         does = mark.behaviour
         weight, bias = (f"{mark.module}.{name}" if name else None for name in (does.gain, does.bias))
         rotated = weight is not None and bool((inputs < 0).any())
@@ -125,7 +132,7 @@ class Tracer:
         return norm, self._once(gain)
 
     def _once(self, numbers: Tensor) -> Tensor:
-        """`numbers`, or equal ones that an earlier layer has: most layers are alike, and there may be a hundred."""
+        """`numbers`, or the equal tensor of an earlier layer: most layers are alike, and there may be a hundred."""
         key = (numbers.dtype, len(numbers), float(numbers.sum()), float(numbers[0]))
         known = self.kept.setdefault(key, numbers)
         return known if torch.equal(known, numbers) else numbers
@@ -133,7 +140,7 @@ class Tracer:
     def _find(
         self, values: Float[Tensor, "probes n"]
     ) -> tuple[Int[Tensor, " n"], Float[Tensor, " n"], Int[Tensor, " n"]]:
-        """Column (−1: not found), factor, and the number of the mark that each value carries (−1: none)."""
+        """Column (−1: not found), factor, and number of the mark of each value (−1: none)."""
         column, scale = self.emitter.locate(values)
         lens = torch.full_like(column, -1)
         for number, mark in enumerate(self.emitter.marks):
@@ -141,7 +148,7 @@ class Tracer:
             if not len(lost):
                 break
             bare = values[:, lost] / mark.factor[:, None]
-            if self.emitter.locate(bare[:, :1])[0] >= 0:  # else not one of this normalisation's
+            if self.emitter.locate(bare[:, :1])[0] >= 0:  # else not of this normalisation
                 column[lost], scale[lost] = self.emitter.locate(bare)
                 lens[lost] = number
         return column, scale.where((scale - 1).abs() > EXACT, 1.0), lens
@@ -149,7 +156,7 @@ class Tracer:
     def _groups(
         self, column: Int[Tensor, " n"], scale: Float[Tensor, " n"], lens: Int[Tensor, " n"]
     ) -> Iterator[tuple[Emission, Mark | None, Int[Tensor, " n"]]]:
-        """The places in `column` that belong together: columns of one emission behind one normalisation."""
+        """The places in `column` by emission and normalisation."""
         emissions = sorted(self.emitter.emissions, key=lambda emission: emission.start)
         starts = torch.tensor([emission.start for emission in emissions])
         owner = torch.searchsorted(starts, column, right=True) - 1  # −1 before the first, as for column −1
@@ -161,11 +168,6 @@ class Tracer:
             yield emissions[number // marks], self.emitter.marks[mark] if mark >= 0 else None, at
 
 
-def first_token(x: Tensor) -> Float[Tensor, "probes dim"]:
-    """The numbers of the first token, where the first axis of `x` runs over probes and then tokens."""
-    return x.reshape(PROBES, -1, x.shape[-1])[:, 0].double()
-
-
 def same(a: Tensor, b: Tensor) -> bool:
-    """Whether two streams are one."""
+    """Whether two inputs are the same."""
     return a.shape == b.shape and bool(torch.equal(a.nan_to_num(), b.nan_to_num()))

@@ -149,6 +149,7 @@ def _in_own_metric(moments: Moments, fitted: Moments, window: int | None) -> dic
     The shares that the best shared heads keep are those of heads that were `fitted` to other text.
     """
     form, spectrum, rotary = moments.form(), moments.spectrum(), moments.layer.rotary
+    window = moments.layer.distances(window)
     turning = None if rotary is None else rotary_form(form, rotary, window)
     random = null(
         len(spectrum),

@@ -63,14 +63,15 @@ class Nulls:
 def measure_layer(
     number: int, weights: LayerWeights, nulls: Nulls, window: int | None
 ) -> tuple[pd.DataFrame, Spectrum]:
-    """The rows of one layer and the spectra of its heads; distances below `window` count, None: all."""
+    """The rows of one layer and the spectra of its heads; distances below `window` and the layer's own one count."""
     layer, (heads, dim, size) = weights.map, weights.W_Q.shape
     form = BilinearForm.from_weights(weights.W_Q, keys_in_pairs(weights), dtype=precision(weights))
-    turning = None if layer.rotary is None else rotary_form(form, layer.rotary, window)
+    turning = None if layer.rotary is None else rotary_form(form, layer.rotary, layer.distances(window))
     random = nulls.of(dim, size, None if turning is None else turning.rotation)
     form.directionality  # noqa: B018 - products as large as the model is wide, for all threads; the rest is small
     with one_thread():
         measured: dict[str, Tensor] = form.metrics()
+        measured["norm"] = form.norm / (layer.query.factor * layer.key.factor)  # of what is stored
         if turning is not None:
             measured |= {f"{name}_rotary": getattr(turning, name) for name in ROTARY}
     columns: dict[str, Any] = {"layer": number, "head": range(heads), "kv_head": layer.key_head}
@@ -147,7 +148,11 @@ def _biases(weights: LayerWeights, form: BilinearForm) -> dict[str, Any]:
     else:
         bias = b_Q.to(form.gram.dtype)[..., None]
         key_only = inner(bias, form.key_gram @ bias)
-    norms = (0.0 if b is None else b.double().norm(dim=-1).numpy() for b in (b_Q, b_K))
+    factors = (weights.map.query.factor, weights.map.key.factor)
+    norms = (
+        0.0 if b is None else (b.double().norm(dim=-1) / factor).numpy()
+        for b, factor in zip((b_Q, b_K), factors, strict=True)
+    )
     names = ("query_bias", "key_bias")
     found: dict[str, Any] = dict(zip(names, norms, strict=True))
     if b_K is not None:
@@ -160,7 +165,7 @@ def _facts(layer: HeadMap, dim: int) -> dict[str, Any]:
     return {
         "dim": dim,
         "head_dim": layer.query.size,
-        "scaling": float("nan") if layer.scaling is None else layer.scaling,
+        "scaling": (layer.scaling or float("nan")) * layer.query.factor * layer.key.factor,
         "positions": layer.positions,
         "qk_norm": bool(layer.query.norms or layer.key.norms),
         "uses": layer.uses,
