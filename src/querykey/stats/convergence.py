@@ -1,6 +1,7 @@
-"""Whether training had ended when it was stopped: read off the validation curve of each cell.
+"""Whether training was long enough, read off the validation curves of the cells.
 
-A comparison in which the better design is still improving says who is ahead, and not who would win.
+Where a curve still rises, two designs that seem alike may part later. Where the design behind catches up, the gap may
+close.
 """
 
 from __future__ import annotations
@@ -34,6 +35,18 @@ def still_improving(curve: Mapping[str, Sequence[float]], higher_is_better: bool
     scores = _upwards(curve, higher_is_better)
     last = max(1, round(LAST_SHARE * len(scores)))
     return len(scores) > last and bool(scores[-1] - scores[-1 - last] > tolerance)
+
+
+def catching_up(
+    ahead: Mapping[str, Sequence[float]],
+    behind: Mapping[str, Sequence[float]],
+    higher_is_better: bool,
+    tolerance: float,
+) -> bool:
+    """Whether the lead of one curve over another shrank by more than `tolerance` over the last fifth."""
+    lead = _upwards(ahead, higher_is_better) - _upwards(behind, higher_is_better)
+    last = max(1, round(LAST_SHARE * len(lead)))
+    return len(lead) > last and bool(lead[-1 - last] - lead[-1] > tolerance)
 
 
 def _upwards(curve: Mapping[str, Sequence[float]], higher_is_better: bool) -> np.ndarray:

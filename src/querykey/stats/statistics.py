@@ -166,7 +166,7 @@ def unseen_rate(n: int, confidence: float = 0.95) -> float:
 
     (1 − rate)^n = 1 − confidence, which the rule of three, 3 / n, approximates.
     """
-    return 1 - (1 - confidence) ** (1 / n)
+    return 1.0 - float((1 - confidence) ** (1 / n))
 
 
 def holm(p: Float[np.ndarray, "family"]) -> Float[np.ndarray, "family"]:

@@ -25,7 +25,7 @@ that its seeds do not exclude (`unseen_rate`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import inf
 from typing import NamedTuple
@@ -37,6 +37,7 @@ from querykey.stats.statistics import (
     Seeds,
     SeedSchedule,
     SignFlips,
+    Tested,
     beyond_margin,
     differences,
     holm,
@@ -111,8 +112,12 @@ class _Statement(NamedTuple):
     stands: bool
 
 
-_MADE = (0.0, 0.0, 0.0)  # p of the t test, of the sign-flip test, and the smallest that this could be
-_NOT_MADE = (1.0, 1.0, 0.0)
+class _Tests(NamedTuple):
+    """p of the t test and of the sign-flip test of a statement, and the smallest that the second could be."""
+
+    p_t: float
+    p_flip: float
+    smallest: float
 
 
 def _look(
@@ -127,20 +132,31 @@ def _look(
 ) -> list[Comparison]:
     """The family tested at alpha. What earlier looks decided stays, and goes first in Holm's order."""
     comparisons = [decided.get(key) or _measure(key, arms, baseline, rng, rule) for key, arms in family.items()]
-    differs, within, beyond = [], [], []
-    for c in comparisons:
-        n, decided_before = c.difference.n, c.decided
-        for tests, made, p, smallest in (
-            (differs, c.better is not None, (c.difference.p_t, c.difference.p_flip), 2.0 ** (1 - n)),
-            (within, c.within_margin, c.within, 2.0**-n),
-            (beyond, c.beyond_margin, c.beyond, 2.0 ** (1 - n)),
-        ):
-            tests.append((_MADE if made else _NOT_MADE) if decided_before else (*p, smallest))
     level = alpha / max(1, len(family))
-    statements = zip(*(_corrected(tests, alpha) for tests in (differs, within, beyond)), strict=True)
+    statements = (_corrected([kind(c) for c in comparisons], alpha) for kind in (_differs, _within, _beyond))
     return [
-        c if c.decided else _judge(c, *three, level, at_look) for c, three in zip(comparisons, statements, strict=True)
+        c if c.decided else _judge(c, differs, within, beyond, level, at_look)
+        for c, differs, within, beyond in zip(comparisons, *statements, strict=True)
     ]
+
+
+def _differs(c: Comparison) -> _Tests:
+    return _tests(c, c.better is not None, Tested(c.difference.p_t, c.difference.p_flip), 2.0 ** (1 - c.difference.n))
+
+
+def _within(c: Comparison) -> _Tests:
+    return _tests(c, c.within_margin, c.within, 2.0**-c.difference.n)
+
+
+def _beyond(c: Comparison) -> _Tests:
+    return _tests(c, c.beyond_margin, c.beyond, 2.0 ** (1 - c.difference.n))
+
+
+def _tests(c: Comparison, made: bool, tested: Tested, smallest: float) -> _Tests:
+    """Of an earlier look a statement that was made stands, and one that was not will not be made any more."""
+    if c.decided:
+        return _Tests(0.0, 0.0, 0.0) if made else _Tests(1.0, 1.0, 0.0)
+    return _Tests(*tested, smallest)
 
 
 def _measure(key: Key, arms: Arms, baseline: str, rng: np.random.Generator, rule: Rule) -> Comparison:
@@ -175,8 +191,8 @@ def _measure(key: Key, arms: Arms, baseline: str, rng: np.random.Generator, rule
     )
 
 
-def _corrected(tests: list[tuple[float, float, float]], alpha: float) -> list[_Statement]:
-    """One statement from each (p of the t test, p of the sign-flip test, smallest p that this could have)."""
+def _corrected(tests: Sequence[_Tests], alpha: float) -> list[_Statement]:
+    """The statements with their p corrected by Holm."""
     p, p_flip, smallest = np.array(tests, dtype=float).reshape(-1, 3).T
     by_t, by_flip = holm(p), holm(p_flip)
     stands = (by_t <= alpha) & ((by_flip <= alpha) | (p_flip <= smallest))

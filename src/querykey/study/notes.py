@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 from querykey.design import Design
 from querykey.report.words import Words
+from querykey.stats.comparison import Verdict
 from querykey.stats.statistics import minimum_seeds
-from querykey.stats.verdict import Verdict
-from querykey.study.conclusions import below_counting, improving, unlearned
+from querykey.study.conclusions import below_counting, counting_level, improving, unlearned
 from querykey.study.matching import cost
 from querykey.study.result import Result
 
@@ -52,10 +52,12 @@ def _on_training(result: Result, say: Words) -> Iterator[str]:
     for task, mean in nothing.items():
         chance, baseline = result.study.tasks[task]["chance"], result.study.designs[0]
         yield say("unlearned", task=task, baseline=baseline, mean=f"{mean:.3f}", chance=f"{chance:.3f}")
-    counted = {task: found for task, found in below_counting(result).items() if task not in nothing}
-    for task, (mean, level) in counted.items():
-        baseline = result.study.designs[0]
-        yield say("below-counting", task=task, baseline=baseline, mean=f"{mean:.3f}", level=f"{level:.3f}")
+    below = below_counting(result)
+    counted = [task for task in result.study.tasks if task not in nothing and any(task == one for one, _ in below)]
+    for task in counted:
+        means = {design: mean for (one, design), mean in below.items() if one == task}
+        designs = say.join([f"{design} ({mean:.3f})" for design, mean in means.items()])
+        yield say("below-counting", task=task, designs=designs, level=f"{counting_level(result, task):.3f}")
     early = [task for task in result.study.tasks if task not in nothing and _improving(result, task)]
     for task in early:
         yield say("improving", task=task, designs=say.join(_improving(result, task)))
