@@ -64,18 +64,29 @@ def test_below_the_level_of_counting_nothing_is_concluded(tmp_path):
     over, under = level["trigram"] + 0.05, level["trigram"] - 0.05
     result = keep(tmp_path / "over", {"q,k,v": near(over), "q=k,v": near(over + 0.3)}, (task,))
     assert found(result) == {("text", "q=k,v"): "undertrained"}
-    assert f"has not reached what counting trigrams gives ({level['trigram']:.3f})" in notes.advice(result, SAY)[0]
-    result = keep(tmp_path / "under", {"q,k,v": near(under), "q=k,v": near(over)}, (task,))
-    assert found(result) == {("text", "q=k,v"): "worse"}
+    said = f"have not reached what counting trigrams gives ({level['trigram']:.3f}): q,k,v"
+    assert said in notes.advice(result, SAY)[0]
+    assert found(keep(tmp_path / "one", {"q,k,v": near(under), "q=k,v": near(over)}, (task,))) == {
+        ("text", "q=k,v"): "undertrained"
+    }
+    assert found(keep(tmp_path / "under", {"q,k,v": near(under - 0.2), "q=k,v": near(under)}, (task,))) == {
+        ("text", "q=k,v"): "worse"
+    }
 
 
-def test_a_lead_is_not_concluded_while_its_own_curve_improves(tmp_path):
-    result = keep(tmp_path, {"q,k,v": near(0.9), "q=k,v": near(0.3)}, rising=True)
+def test_a_lead_is_not_concluded_while_the_other_catches_up(tmp_path):
+    scores = {"q,k,v": near(0.9), "q=k,v": near(0.7)}
+    late = {"q,k,v": [0.2, 0.5, 0.8, 0.9, 0.9], "q=k,v": [0.1, 0.1, 0.2, 0.3, 0.7]}
+    result = keep(tmp_path / "late", scores, curves=late)
     assert result.comparisons[0].better == "q,k,v"
     assert found(result) == {("cycle", "q=k,v"): "undertrained"}
     flat = " ".join(printed(result).split())
     assert "worse so far" in flat
-    assert "On cycle, curves were still improving when training ended (q,k,v): this says who is ahead" in flat
+    assert "On cycle, curves were still improving when training ended (q=k,v): this says who is ahead" in flat
+    both = {"q,k,v": [0.1, 0.3, 0.5, 0.7, 0.9], "q=k,v": [0.1, 0.2, 0.3, 0.5, 0.7]}
+    result = keep(tmp_path / "both", scores, curves=both)
+    assert found(result) == {("cycle", "q=k,v"): "worse"}
+    assert "nobody was catching up" in " ".join(printed(result).split())
 
 
 def test_slow_curves_count_against_the_margin_and_not_the_noise_of_seeds(tmp_path):

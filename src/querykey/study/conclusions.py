@@ -57,8 +57,10 @@ def so_far(c: Comparison) -> Literal["better", "worse"]:
 
 def improving(result: Result, c: Comparison) -> list[str]:
     """The designs whose curves could still turn a comparison: both where they are alike, or the one that catches up."""
-    if c.better is not None:
+    if c.better is not None and c.baseline:
         return [c.design if c.better == c.baseline else c.baseline] if result.catching_up(c) else []
+    if c.verdict in (Verdict.DESIGN_BETTER, Verdict.BASELINE_BETTER):  # a contrast
+        return []
     return list(dict.fromkeys(design for task, design in _cells(result, c) if (task, design) in result.improving))
 
 

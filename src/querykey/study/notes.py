@@ -31,7 +31,7 @@ def advice(result: Result, say: Words) -> list[str]:
 
 def notes(result: Result, say: Words) -> list[str]:
     """What limits the comparisons."""
-    about = (_on_diverged, _on_matching, _on_rates)
+    about = (_on_diverged, _on_curves, _on_matching, _on_rates)
     return [note for notes_of in about for note in notes_of(result, say)]
 
 
@@ -71,6 +71,14 @@ def _improving(result: Result, task: str) -> list[str]:
     """The designs whose curves were still improving and could turn a comparison."""
     found = {d for c in result.comparisons if c.task == task and c.difference.n for d in improving(result, c)}
     return [design for design in result.study.designs if design in found]
+
+
+def _on_curves(result: Result, say: Words) -> Iterator[str]:
+    """The tasks on which curves still improved, though no verdict hangs on it."""
+    for task in result.study.tasks:
+        designs = [design for design in result.study.designs if (task, design) in result.improving]
+        if designs and task not in unlearned(result) and not _improving(result, task):
+            yield say("still-improving", task=task, designs=say.join(designs))
 
 
 def _on_diverged(result: Result, say: Words) -> Iterator[str]:
