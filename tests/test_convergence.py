@@ -15,8 +15,9 @@ def curve(*scores):
         ((0.1, 0.5, 0.9, 0.995, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0), True, 40, False),
         ((0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0), True, None, True),
         ((0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0), False, None, False),  # getting worse is no improving
-        ((5.0, 4.0, 3.0, 3.0, 3.0), False, 30, False),
-        ((1.0, 0.2, 1.0, 1.0), True, 30, False),  # a dip counts
+        ((5.0, 4.0, 3.0, 3.0, 3.0, 3.0), False, 30, False),
+        ((0.1, 0.5, 0.6, 0.7, 0.8, 0.9, 0.92, 0.92, 0.92, 0.92), True, 70, True),  # it rose since half of the training
+        ((1.0, 0.2, 1.0, 1.0, 1.0, 1.0), True, 30, False),  # a dip counts
         ((1.0, 1.0), True, 10, False),
         ((1.0,), True, None, False),
         ((), True, None, False),

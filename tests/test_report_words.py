@@ -1,10 +1,13 @@
 """The sentences of a report say no more than its numbers, in English and in Chinese."""
 
+import json
 import re
 import string
 import tomllib
 from importlib.resources import files
+from pathlib import Path
 
+import pandas as pd
 import pytest
 
 import studied
@@ -14,6 +17,8 @@ from querykey.study import notes
 from querykey.study.answer import in_words
 from querykey.study.conclusions import conclude
 from querykey.study.plan import TaskChoice
+from querykey.study.records import Study
+from querykey.study.result import Result
 from studied import CONFIG, GONE, keep, near, printed
 
 SAY = Words("study")
@@ -89,9 +94,34 @@ def test_a_lead_is_not_concluded_while_the_other_catches_up(tmp_path):
     assert "nobody was catching up" in " ".join(printed(result).split())
 
 
+def test_a_short_run_of_a_design_that_will_be_worse_does_not_read_no_different(tmp_path):
+    """Recorded cells: after 60 steps the two designs are alike, after 500 one is worse by more than three margins."""
+    kept = json.loads((Path(__file__).parent / "recorded_curves.json").read_text())
+    margin, designs = 0.06, ["q,k,v", "q=k,v"]
+    later = kept["after_500_steps"]
+    assert all(later["q=k,v"][seed] - score > 3 * margin for seed, score in later["q,k,v"].items())
+    facts = {"metric": "bits per byte", "chance": kept["chance"], "best": 0.0, "length": 64, "margin": margin}
+    study = Study("short", "", designs, {"text": facts}, 6, [])
+    cells = pd.DataFrame(
+        {
+            "task": "text",
+            "design": cell["design"],
+            "seed": cell["seed"],
+            "status": "finished",
+            "metrics": {"test": cell["test"]},
+            "curve": {"step": cell["step"], "validation": cell["validation"]},
+        }
+        for cell in kept["cells"]
+    )
+    result = Result(study, cells, tmp_path)
+    (comparison,) = result.comparisons
+    assert comparison.within_margin  # the statistics alone would call them equal
+    assert conclude(result, comparison) == "undertrained"
+
+
 def test_slow_curves_count_against_the_margin_and_not_the_noise_of_seeds(tmp_path):
     noisy = {"q,k,v": near(0.7, spread=0.15), "q=k,v": near(0.72, spread=0.15)}
-    result = keep(tmp_path / "noisy", noisy, rising=True, evaluations=20)  # rises by 0.14 over the last fifth
+    result = keep(tmp_path / "noisy", noisy, rising=True, evaluations=20)  # rises by 0.35 over the second half
     assert ("cycle", "q,k,v") in result.improving
     declared = TaskChoice("cycle", {}, CONFIG, margin=0.5)
     assert not keep(tmp_path / "declared", noisy, tasks=(declared,), rising=True).improving

@@ -140,12 +140,16 @@ class Result:
 
         Columns: ``task``, ``design``, ``converged_at``, the median over cells of the step from which on validation
         stays within the margin of its last value (NaN where most get there with their last point), and ``improving``,
-        the share of cells that improved by more than the margin over the last fifth.
+        the share of cells that improved by more than the margin over the second half. A cell that ends within the
+        margin of the best possible score has nothing left to improve.
         """
         rows = []
         for (task, design), curves in self._curves.items():
             how = (self.higher_is_better(task), self.margins[task])
-            cells = [(converged_at(one, *how) or np.inf, still_improving(one, *how)) for one in curves.values()]
+            cells = [
+                (converged_at(one, *how) or np.inf, still_improving(one, *how) and not self._at_best(task, one))
+                for one in curves.values()
+            ]
             rows.append((task, design, np.median(cells, axis=0)[0], np.mean(cells, axis=0)[1]))
         frame = pd.DataFrame(rows, columns=["task", "design", "converged_at", "improving"])
         return frame.replace({"converged_at": {np.inf: np.nan}})
@@ -206,6 +210,9 @@ class Result:
             for task in self.study.tasks
             for design in self.study.designs_of(task)[1:]
         }
+
+    def _at_best(self, task: str, curve: Mapping[str, list[float]]) -> bool:
+        return bool(abs(curve["validation"][-1] - self.study.tasks[task]["best"]) <= self.margins[task])
 
     @cached_property
     def _contrasts(self) -> dict[tuple[str, str], Arms]:
