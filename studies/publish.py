@@ -23,9 +23,12 @@ import numpy as np
 from querykey.design import Design
 from querykey.report.numbers import signed
 from querykey.report.words import Words
-from querykey.stats.statistics import SignFlips, mean_sd, paired_difference
+from querykey.stats.bootstrap import RESAMPLES
+from querykey.stats.comparison import Comparison
+from querykey.stats.statistics import SignFlips, mean_sd, paired_difference, unseen_rate
 from querykey.stats.statistics import differences as differences_of
-from querykey.study.claims import finding
+from querykey.study.claims import Found
+from querykey.study.conclusions import conclude, judgements
 from querykey.study.notes import advice, notes
 from querykey.study.result import Result, read
 from querykey.study.tables import choice_rows
@@ -93,28 +96,44 @@ def summarise(result: Result) -> dict[str, Any]:
         "torch": result.cells["provenance.torch"].iloc[0],
         "hours": round(float(result.cells["seconds"].sum()) / 3600, 3),
         "notes": advice(result, Words("study")) + notes(result, Words("study")),
+        "yardsticks": {task: facts.get("yardsticks", {}) for task, facts in result.study.tasks.items()},
         "rows": [_row(result, task, design) for task in result.study.tasks for design in result.study.designs_of(task)],
         "claims": [
             {
                 "name": one.claim.name,
                 "says": one.claim.says,
                 "verdict": one.verdict,
-                "found": [
-                    {"task": f.task, "design": f.design, "expected": f.expected, "finding": f.finding}
-                    for f in one.found
-                ],
+                "found": [_found(found) for found in one.found],
             }
-            for one in result.judgements
+            for one in judgements(result)
         ],
     }
 
 
+def _found(found: Found) -> Row:
+    row: Row = {"task": found.task, "design": found.design, "expected": found.expected, "finding": found.finding}
+    return row if found.comparison is None else row | _compared(found.comparison, found.changed)
+
+
+def _compared(c: Comparison, changed: float) -> Row:
+    """The numbers of a comparison. `unseen` is the failure rate that is not excluded where a design has one score."""
+    d = c.difference
+    row: Row = {"n": d.n, "difference": d.mean, "low": d.low, "high": d.high, "sd_difference": d.sd, "margin": c.margin}
+    row |= {"p_holm": c.p_holm, "p_flip": d.p_flip, "verdict": str(c.verdict), "changed": changed}
+    row |= {"within_margin": c.within_margin, "beyond_margin": c.beyond_margin, "smallest_effect": c.smallest_effect}
+    row |= {"unseen": unseen_rate(d.n)} if d.n and not (c.design_sd and c.baseline_sd) else {}
+    return _rounded(row)
+
+
 def _row(result: Result, task: str, design: str) -> Row:
     facts = result.study.tasks[task]
-    settings = result.configs(task).get(design)
+    config = result.configs(task).get(design)
     row: Row = {"task": task, "kind": facts.get("task", task), "metric": facts["metric"], "design": design}
     row |= {"margin": _digits(result.margins[task]), "chance": _digits(facts["chance"])}
-    row["parameters"] = settings and settings.layers * settings.layout(Design.parse(design)).parameters
+    if config is not None:
+        layout = config.layout(Design.parse(design))
+        row |= {"parameters": config.layers * layout.parameters, "cache": config.layers * layout.cache_bytes()}
+        row |= {"steps": config.steps, "lr": config.lr}
     for name in ("test", "train", "argmax"):
         scores = np.array([*result.scores(task, design, name).values()])
         scores = scores[np.isfinite(scores)]
@@ -127,11 +146,11 @@ def _row(result: Result, task: str, design: str) -> Row:
             row |= {"ceiling": str(choice.ceiling.fraction), "reason": choice.ceiling.reason}
     for c in result.comparisons:
         if (c.task, c.design) == (task, design):
-            d = c.difference
-            row |= {"n": d.n, "difference": d.mean, "low": d.t_low, "high": d.t_high, "sd_difference": d.sd}
-            row |= {"p_holm": c.p_holm, "p_flip": d.p_flip, "verdict": str(c.verdict), "within_margin": c.within_margin}
-            row |= {"finding": finding(c), "reversal": result.reversals[task, design]}
-            row |= {"smallest_effect": c.smallest_effect}
+            row |= _compared(c, result.changed[task, design]) | {"conclusion": conclude(result, c)}
+    return _rounded(row)
+
+
+def _rounded(row: Row) -> Row:
     return {name: _digits(value) if isinstance(value, float) else value for name, value in row.items()}
 
 
@@ -146,7 +165,7 @@ def _gap(result: Result, task: str, design: str) -> Row:
     d = differences_of(gaps[1], gaps[0])
     paired = paired_difference(d, SignFlips.of(d, np.random.default_rng(0)))
     found = dict(zip(("gap", "gap_sd"), mean_sd(gaps[0]), strict=True))
-    return found | {"gap_difference": paired.mean, "gap_low": paired.t_low, "gap_high": paired.t_high}
+    return found | {"gap_difference": paired.mean, "gap_low": paired.low, "gap_high": paired.high}
 
 
 SOLVED = 0.9  # accuracy on validation
@@ -172,19 +191,26 @@ def _digits(x: float) -> float | None:
 WORDS = {
     "en": {
         "design": "design", "task": "task", "difference": "difference and 95 % interval", "found": "found",
-        "turn": "seeds turn it", "score": "score", "nats": "nats per byte", "right": "highest weight right",
+        "turn": "bootstrap: finding changes", "score": "score", "nats": "nats per byte",
+        "right": "highest weight right",
         "most": "at most", "solved": "seeds above 0.9", "after": "first seen there at step",
         "because": "because", "train": "seen text", "test": "held-out text", "gap": "gap", "parameters": "parameters",
         "predicted": "predicted", "worse": "worse", "not worse": "not worse", "cannot tell": "cannot tell",
-        "not tested": "not tested", "better": "better", "same": "no different", "baseline": "baseline",
+        "not tested": "not tested", "better": "better", "no different": "no different", "baseline": "baseline",
+        "undertrained": "undertrained", "so far": " ({} so far)", "perhaps": "perhaps within the margin",
+        "margin": "margin", "cache": "cached bytes per token", "counting": "counting {}s",
+        "unseen": "0 of {} fail: rate ≤ {:.0%}",
     },
     "zh": {
         "design": "设计", "task": "任务", "difference": "差值与 95 % 区间", "found": "结论",
-        "turn": "换种子会翻转", "score": "得分", "nats": "每字节奈特", "right": "最大权重落对", "most": "上限",
+        "turn": "重抽样后结论改变", "score": "得分", "nats": "每字节奈特", "right": "最大权重落对", "most": "上限",
         "solved": "超过 0.9 的种子", "after": "首次达到的步数",
         "because": "原因", "train": "训练过的文本", "test": "未见文本", "gap": "差距", "parameters": "参数量",
         "predicted": "预测", "worse": "更差", "not worse": "并不更差", "cannot tell": "无法判断",
-        "not tested": "未检验", "better": "更好", "same": "无差别", "baseline": "基线",
+        "not tested": "未检验", "better": "更好", "no different": "无差别", "baseline": "基线",
+        "undertrained": "训练不足", "so far": "（目前{}）", "perhaps": "差异可能在界限内",
+        "margin": "界限", "cache": "每词元缓存字节", "counting": "{} 计数",
+        "unseen": "{} 次无失败：失败率 ≤ {:.0%}",
     },
 }  # fmt: skip
 CEILING_ZH = {
@@ -211,7 +237,7 @@ def scores(
             yield _line([f"`{design}`", *(_score(cells.get((task, design)), words, intervals) for task in wanted)])
 
 
-MARKS = {"better": "✓", "same": "✓", "worse": "✗", "cannot tell": "?", "baseline": "baseline"}
+MARKS = {"better": "✓", "no different": "✓", "worse": "✗", "cannot tell": "?", "undertrained": "?"}
 
 
 def marks(kept: dict[str, Any], tasks: str = "", designs: str = "", lang: str = "en") -> Iterator[str]:
@@ -219,51 +245,53 @@ def marks(kept: dict[str, Any], tasks: str = "", designs: str = "", lang: str = 
     words = WORDS[lang]
     wanted = tasks.split(";") if tasks else list(dict.fromkeys(row["task"] for row in kept["rows"]))
     cells = {(row["task"], row["design"]): row for row in kept["rows"]}
-    names = {words[word]: sign for word, sign in MARKS.items()}
     yield _line([words["design"], *wanted])
     yield _line(["---"] + [":-:"] * len(wanted))
     for design in designs.split(";") if designs else kept["designs"][1:]:
         rows = (cells.get((task, design)) for task in wanted)
-        yield _line([f"`{design}`", *("" if row is None else names[_said(row, words).strip("*")] for row in rows)])
+        yield _line([f"`{design}`", *("" if row is None else MARKS[row["conclusion"]] for row in rows)])
 
 
 def differences(
-    kept: dict[str, Any], task: str, designs: str = "", lang: str = "en", unit: str = "score"
+    kept: dict[str, Any],
+    task: str,
+    designs: str = "",
+    lang: str = "en",
+    unit: str = "score",
+    cost: str = "parameters",
 ) -> Iterator[str]:
-    """One task: score, parameters of the attention, difference, what was found, and the chance that seeds turn it.
+    """One task: cost and score of each design, its difference to the baseline, the finding and its bootstrap.
 
-    With the unit "nats", bits per byte are nats per byte.
+    With the unit "nats", bits per byte are nats per byte. The cost is "parameters" or "cache". Text ends with the
+    levels of counting n-grams.
     """
     words = WORDS[lang]
-    yield _line(words[name] for name in ("design", "parameters", unit, "difference", "found", "turn"))
+    margin = next(row["margin"] for row in _rows(kept, task))
+    factor = math.log(2) if unit == "nats" else 1.0
+    found = f"{words['found']} ({words['margin']} {margin * factor:.3g})"
+    yield _line([words["design"], words[cost], words[unit], words["difference"], found, words["turn"]])
     yield _line(["---"] * 6)
     for row in _rows(kept, task, designs):
-        if unit == "nats":
-            row |= {name: row[name] * math.log(2) for name in BITS if row.get(name) is not None}
-        yield _line(
-            [
-                f"`{row['design']}`",
-                f"{row['parameters']:,}",
-                _mean(row, "test"),
-                _difference(row),
-                _said(row, words),
-                _turn(row),
-            ]
-        )
+        row = row | {name: factor * row[name] for name in BITS if row.get(name) is not None}
+        said = [_said(row, words), _turn(row, words)]
+        yield _line([f"`{row['design']}`", f"{row[cost]:,}", _mean(row, "test"), _difference(row), *said])
+    for name, level in kept.get("yardsticks", {}).get(task, {}).items():
+        if name in ("trigram", "5-gram"):
+            yield _line([words["counting"].format(name), "", f"{factor * level:.3f}", "", "", ""])
 
 
 def claim(kept: dict[str, Any], name: str, lang: str = "en") -> Iterator[str]:
     """What was found of each prediction of one claim."""
     words = WORDS[lang]
-    cells = {(row["task"], row["design"]): row for row in kept["rows"]}
     (mine,) = (one for one in kept["claims"] if one["name"] == name)
-    yield _line(words[column] for column in ("task", "design", "predicted", "difference", "found", "turn"))
-    yield _line(["---"] * 6)
+    yield _line(words[column] for column in ("task", "design", "predicted", "difference", "margin", "found", "turn"))
+    yield _line(["---"] * 7)
     for one in mine["found"]:
-        row = cells.get((one["task"], one["design"]), {})
         found = words[one["finding"]]
         strong = f"**{found}**" if one["finding"] == one["expected"] else found
-        yield _line([one["task"], f"`{one['design']}`", words[one["expected"]], _difference(row), strong, _turn(row)])
+        margin = f"{one['margin']:.3g}" if "margin" in one else ""
+        numbers = [words[one["expected"]], _difference(one), margin, strong, _turn(one, words)]
+        yield _line([one["task"], f"`{one['design']}`", *numbers])
 
 
 def ceilings(kept: dict[str, Any], task: str, lang: str = "en") -> Iterator[str]:
@@ -321,7 +349,7 @@ def _rows(kept: dict[str, Any], task: str, designs: str = "") -> list[Row]:
 def _score(row: Row | None, words: dict[str, str], intervals: str = "") -> str:
     if row is None or "test" not in row:
         return ""
-    found = "" if "finding" not in row else f"<br>{_said(row, words)}"
+    found = "" if "conclusion" not in row else f"<br>{_said(row, words)}"
     return _mean(row, "test") + found + (f"<br>{_difference(row)}" if found and intervals else "")
 
 
@@ -339,21 +367,21 @@ def _difference(row: Row, *names: str) -> str:
 
 
 def _said(row: Row, words: dict[str, str]) -> str:
-    """The verdict, as the report has it."""
-    if "finding" not in row:
+    """The conclusion, as the report has it."""
+    if "conclusion" not in row:
         return words["baseline"]
-    if row["finding"] == "cannot tell":
-        return words["cannot tell"]
-    if row["finding"] == "worse":
-        return f"**{words['worse']}**"
-    better = row["verdict"] == "design better" and not row["within_margin"]
-    return f"**{words['better']}**" if better else words["same"]
+    word = row["conclusion"]
+    if word in ("better", "worse"):
+        return f"**{words[word]}**" + ("" if row["beyond_margin"] else f", {words['perhaps']}")
+    direction = {"design better": "better", "baseline better": "worse"}.get(row["verdict"])
+    return words[word] + (words["so far"].format(words[direction]) if word == "undertrained" and direction else "")
 
 
-def _turn(row: Row) -> str:
-    if "reversal" not in row:
+def _turn(row: Row, words: dict[str, str]) -> str:
+    if row.get("changed") is None:
         return ""
-    return f"{100 * row['reversal']:.1f} %" if row["reversal"] else "< 0.2 %"  # of 500 draws
+    share = f"{100 * row['changed']:.1f} %" if row["changed"] else f"< {100 / RESAMPLES:.1f} %"
+    return share + (f"; {words['unseen'].format(row['n'], row['unseen'])}" if "unseen" in row else "")
 
 
 def _line(cells) -> str:

@@ -20,8 +20,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from querykey.stats.comparison import Arms, Key
 from querykey.stats.statistics import SeedSchedule, SignFlips, paired_difference
-from querykey.stats.verdict import Arms, Key, Rule, compare_family
+from querykey.stats.verdict import compare_family
 
 Family = dict[Key, Arms]
 
@@ -62,21 +63,21 @@ class Share(NamedTuple):
     draws: int
 
 
-def coverage(noise: Noise, n: int, gap: str, draws: int, rng: np.random.Generator) -> dict[str, float]:
-    """How often the 95 % intervals hold the true mean difference.
+def coverage(noise: Noise, n: int, gap: str, draws: int, rng: np.random.Generator) -> float:
+    """How often the 95 % interval holds the true mean difference.
 
     The gap: none; a shift of one of two designs with the same noise; a design whose every distance to the ceiling
     of 1 is three times that of the baseline; a baseline that is at 1 in every seed.
     """
     shift, factor, steady = {GAPS[0]: (0, 1, 0), GAPS[1]: (-0.2, 1, 0), GAPS[2]: (0, 3, 0), GAPS[3]: (0, 1, 1)}[gap]
     truth = shift - (factor - 1 + steady) * (1 - noise.mean)
-    held = np.zeros(2)
+    held = 0
     for _ in range(draws):
         baseline = np.ones(n) if steady else noise.draw(rng, n)
         d = 1 - factor * (1 - noise.draw(rng, n)) + shift - baseline
         x = paired_difference(d, SignFlips.of(d, rng))
-        held += [low - 1e-12 <= truth <= high + 1e-12 for low, high in ((x.t_low, x.t_high), (x.low, x.high))]
-    return dict(zip(("t", "sign-flip"), (held / draws).tolist(), strict=True))
+        held += x.low - 1e-12 <= truth <= x.high + 1e-12
+    return held / draws
 
 
 def draw_family(
@@ -87,7 +88,7 @@ def draw_family(
     *,
     baseline: Noise | None = None,
     gaps: Sequence[float] = (0.0,),
-    margin: float | None = None,
+    margin: float = 0.02,
 ) -> Family:
     """A family as plans have it. By turns the designs of a task are on average `gaps` below its baseline."""
     tasks = TASKS.get(comparisons, 1)
@@ -127,17 +128,36 @@ def gaps_found(families: Iterable[Family], rng: np.random.Generator) -> dict[str
     )
 
 
-def called_equal(
-    families: Iterable[Family], rng: np.random.Generator, rule: Rule, gap: float = 0.0
-) -> dict[str, float]:
-    """The share of families in which anything is said to lie within the margin; and in which one is said so falsely.
+def called_equal(families: Iterable[Family], rng: np.random.Generator) -> float:
+    """The share of families in which anything is said to lie within the margin."""
+    return float(np.mean([any(c.within_margin for c in compare_family(f, "", rng)) for f in families]))
 
-    Falsely: the true gap is as large as the margin that is printed, or larger.
+
+def mixed_families(
+    noise: Noise, n: int, comparisons: int, draws: int, rng: np.random.Generator
+) -> Iterator[tuple[Family, float]]:
+    """Families at the edges of all statements, with their margin: gaps of nothing, of just under it and of just it.
+
+    The margin is three standard errors of a difference, so that each kind of statement is within reach.
     """
-    return _shares(
-        {"said": any(said), "false": any(c.equivalence.margin <= gap for c in said)}
-        for said in ([c for c in compare_family(f, "", rng, rule=rule) if c.within_margin] for f in families)
-    )
+    margin = 3 * noise.sd * (2 / n) ** 0.5
+    for _ in range(draws):
+        yield draw_family(noise, n, comparisons, rng, gaps=[0.0, 0.999 * margin, 1.001 * margin], margin=margin), margin
+
+
+def false_statements(families: Iterable[tuple[Family, float]], rng: np.random.Generator) -> dict[str, float]:
+    """The share of `mixed_families` with a false statement of each kind, and of any."""
+
+    def errors(family: Family) -> dict[str, bool]:
+        by_gap = [(int(c.design.removeprefix("design ")) % 3, c) for c in compare_family(family, "baseline", rng)]
+        found = {
+            "false better": any(c.better is not None and (gap == 0 or c.better == c.design) for gap, c in by_gap),
+            "false within": any(c.within_margin and gap == 2 for gap, c in by_gap),
+            "false beyond": any(c.beyond_margin and gap < 2 for gap, c in by_gap),
+        }
+        return found | {"any of them": any(found.values())}
+
+    return _shares(errors(family) for family, _ in families)
 
 
 def added_seeds(families: Iterable[Family], schedule: SeedSchedule, rng: np.random.Generator) -> dict[str, float]:
@@ -150,32 +170,12 @@ def added_seeds(families: Iterable[Family], schedule: SeedSchedule, rng: np.rand
     )
 
 
-def uncorrected_looks(families: Iterable[Family], schedule: SeedSchedule, rng: np.random.Generator) -> float:
-    """The share of families without a gap in which one who looks as often, each time with all of alpha, errs."""
-
-    def seen(family: Family, look: int) -> Family:
-        return {key: arms.paired(range(look)) for key, arms in family.items()}
-
-    return float(
-        np.mean(
-            [
-                any(
-                    c.better is not None
-                    for look in schedule.looks
-                    for c in compare_family(seen(family, look), "baseline", rng)
-                )
-                for family in families
-            ]
-        )
-    )
-
-
 def interval_table(scale: float, rng: np.random.Generator) -> Iterator[Share]:
-    """Coverage of both intervals."""
+    """Coverage of the interval."""
     draws = _scaled(10000, scale)
     for gap, (name, noise), n in product(GAPS, NOISES.items(), SEEDS):
-        for interval, value in coverage(noise, n, gap, draws, rng).items():
-            yield Share(f"Coverage of 95 % intervals; gap: {gap}", name, f"{n} seeds", interval, value, draws)
+        value = coverage(noise, n, gap, draws, rng)
+        yield Share(f"Coverage of the 95 % interval; gap: {gap}", name, f"{n} seeds", "t interval", value, draws)
 
 
 def error_table(scale: float, rng: np.random.Generator) -> Iterator[Share]:
@@ -204,29 +204,28 @@ def power_table(scale: float, rng: np.random.Generator) -> Iterator[Share]:
 
 
 def equivalence_table(scale: float, rng: np.random.Generator) -> Iterator[Share]:
-    """Equivalence where there is a gap of one or two true sd, with margins of as many sd; and where there is none.
-
-    A margin that is given is all false where it is said to hold. One from the seeds may be wider than the true sd.
-    """
+    """ "No difference" where the gap is just the margin, and where there is none."""
     for m, (name, noise), n in product((1, 9), NOISES.items(), (6, 10, 16)):
-        draws = _scaled(1000 if n < 16 else 300, scale)
-        for multiple, given in ((2, True), (1, False), (2, False)):
-            gap = multiple * noise.sd
-            rule = Rule(margin_multiple=multiple, margin_floor=1e-9)
-            families = (draw_family(noise, n, m, rng, gaps=[gap], margin=gap if given else None) for _ in range(draws))
-            measured = called_equal(families, rng, rule, gap)
-            table = f'Gap of so many sd: any "no difference" in {m} comparison{"s" * (m > 1)}'
-            if given:
-                yield Share(table, name, f"{n} seeds", "2 sd, margin given: false", measured["false"], draws)
-                continue
-            for quantity, value in measured.items():
-                yield Share(table, name, f"{n} seeds", f"{multiple} sd, from seeds: {quantity}", value, draws)
+        draws, gap = _scaled(1000 if n < 16 else 300, scale), 2 * noise.sd
+        families = (draw_family(noise, n, m, rng, gaps=[gap], margin=gap) for _ in range(draws))
+        table = f'A gap of just the margin, 2 sd: any "no difference" in {m} comparison{"s" * (m > 1)}'
+        yield Share(table, name, f"{n} seeds", "said", called_equal(families, rng), draws)
     draws = _scaled(300, scale)
     for (name, noise), n, multiple in product(NOISES.items(), (6, 10, 16, 24), (1, 2, 3)):
-        rule = Rule(margin_multiple=multiple, margin_floor=1e-9)
-        families = (draw_family(noise, n, 1, rng) for _ in range(draws))
-        value, margin = called_equal(families, rng, rule)["said"], f"margin {multiple} sd, from the seeds"
-        yield Share('No gap: "no difference", one comparison', name, f"{n} seeds", margin, value, draws)
+        families = (draw_family(noise, n, 1, rng, margin=multiple * noise.sd) for _ in range(draws))
+        value = called_equal(families, rng)
+        yield Share(
+            'No gap: "no difference", one comparison', name, f"{n} seeds", f"margin {multiple} sd", value, draws
+        )
+
+
+def statements_table(scale: float, rng: np.random.Generator) -> Iterator[Share]:
+    """Family-wise error of each kind of statement and of all, with gaps of nothing and of about the margin."""
+    draws = _scaled(1000, scale)
+    for m, (name, noise), n in product((9, 40), NOISES.items(), (6, 8, 10)):
+        for quantity, value in false_statements(mixed_families(noise, n, m, draws, rng), rng).items():
+            table = f"Gaps of 0, just under and just over the margin: errors in {m} comparisons"
+            yield Share(table, name, f"{n} seeds", quantity, value, draws)
 
 
 def schedule_table(scale: float, rng: np.random.Generator) -> Iterator[Share]:
@@ -238,9 +237,6 @@ def schedule_table(scale: float, rng: np.random.Generator) -> Iterator[Share]:
         null = (draw_family(noise, last, 9, rng) for _ in range(errors))
         value = false_better(null, rng, schedule)["verdict"]
         yield Share(table, name, looks, 'no gap: any "better"', value, errors)
-        null = (draw_family(noise, last, 9, rng) for _ in range(draws))
-        value = uncorrected_looks(null, schedule, rng)
-        yield Share(table, name, looks, "the same, looks not corrected", value, draws)
         gapped = (draw_family(noise, last, 9, rng, gaps=[0, 2 * noise.sd * 2**0.5]) for _ in range(draws))
         for quantity, value in added_seeds(gapped, schedule, rng).items():
             yield Share(table, name, looks, quantity, value, draws)
@@ -293,7 +289,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
     shares: list[Share] = []
-    tables = (interval_table, error_table, power_table, equivalence_table, schedule_table)
+    tables = (interval_table, error_table, power_table, equivalence_table, statements_table, schedule_table)
     for table, rng in zip(tables, np.random.default_rng(options.seed).spawn(len(tables)), strict=True):
         for share in table(options.scale, rng):
             print(*share, sep="\t", flush=True)

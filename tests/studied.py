@@ -26,20 +26,23 @@ CONFIG = Config(layers=1, dim=12, heads=2, mlp=0, steps=2, batch=3, evaluations=
 GONE = "not trained yet"
 
 
-def outcome(score, evaluations=2, rising=False, **metrics):
-    """A cell with this test score; a curve that rises does so until training ends."""
+def outcome(score, evaluations=2, rising=False, curve=None, **metrics):
+    """A cell with this test score; a curve that rises does so until training ends, or is what `curve` is."""
     if score is None:
         return Outcome("diverged", {}, {"step": [1], "loss": [math.nan], "validation": [0.5]}, 1.5)
-    curve = {
-        "step": [*range(1, evaluations + 1)],
-        "loss": [1 / (n + 1) for n in range(evaluations)],
-        "validation": [score * (n + 1) / evaluations if rising else score for n in range(evaluations)],
-    }
+    validation = curve or [score * (n + 1) / evaluations if rising else score for n in range(evaluations)]
+    steps = len(validation)
+    curve = {"step": [*range(1, steps + 1)], "loss": [1 / (n + 1) for n in range(steps)], "validation": validation}
     return Outcome("finished", {"test": score, "validation": score - 0.0625, **metrics}, curve, 1.25)
 
 
-def keep(folder, scores, tasks=("cycle",), name="mine", question="", weights=False, match="width", **cells):
-    """Records with these scores by (task, design), one per seed, or by design for every task; None is diverged."""
+def keep(
+    folder, scores, tasks=("cycle",), name="mine", question="", weights=False, match="width", curves=None, **cells
+):
+    """Records with these scores by (task, design), one per seed, or by design for each task; None is diverged.
+
+    `curves` holds the validation curves of designs that have one of their own.
+    """
     designs = tuple(dict.fromkeys(key[1] if isinstance(key, tuple) else key for key in scores))
     choices = [task if isinstance(task, TaskChoice) else TaskChoice(task, {}, CONFIG) for task in tasks]
     seeds = max(len(some) for some in scores.values())
@@ -53,7 +56,8 @@ def keep(folder, scores, tasks=("cycle",), name="mine", question="", weights=Fal
             of_seeds = scores.get((cell.task.name, design)) or scores[design]
             if of_seeds[cell.seed] is not GONE:
                 kept = weights_path(records.folder, cell.key) if weights and cell.seed == 0 else None
-                records.add(cell, _trained(cell, kept) if kept else outcome(of_seeds[cell.seed], **cells))
+                own = {"curve": curves[design]} if design in (curves or {}) else {}
+                records.add(cell, _trained(cell, kept) if kept else outcome(of_seeds[cell.seed], **own, **cells))
     return read(folder)
 
 

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 import querykey
-from querykey.stats.verdict import Verdict
+from querykey.stats.comparison import Verdict
 from querykey.study import engines
 from querykey.study.plan import from_mapping
 from querykey.study.records import Records, RecordsError

@@ -1,10 +1,13 @@
 """The sentences of a report say no more than its numbers, in English and in Chinese."""
 
+import json
 import re
 import string
 import tomllib
 from importlib.resources import files
+from pathlib import Path
 
+import pandas as pd
 import pytest
 
 import studied
@@ -14,6 +17,8 @@ from querykey.study import notes
 from querykey.study.answer import in_words
 from querykey.study.conclusions import conclude
 from querykey.study.plan import TaskChoice
+from querykey.study.records import Study
+from querykey.study.result import Result
 from studied import CONFIG, GONE, keep, near, printed
 
 SAY = Words("study")
@@ -64,23 +69,59 @@ def test_below_the_level_of_counting_nothing_is_concluded(tmp_path):
     over, under = level["trigram"] + 0.05, level["trigram"] - 0.05
     result = keep(tmp_path / "over", {"q,k,v": near(over), "q=k,v": near(over + 0.3)}, (task,))
     assert found(result) == {("text", "q=k,v"): "undertrained"}
-    assert f"has not reached what counting trigrams gives ({level['trigram']:.3f})" in notes.advice(result, SAY)[0]
-    result = keep(tmp_path / "under", {"q,k,v": near(under), "q=k,v": near(over)}, (task,))
-    assert found(result) == {("text", "q=k,v"): "worse"}
+    said = f"have not reached what counting trigrams gives ({level['trigram']:.3f}): q,k,v"
+    assert said in notes.advice(result, SAY)[0]
+    assert found(keep(tmp_path / "one", {"q,k,v": near(under), "q=k,v": near(over)}, (task,))) == {
+        ("text", "q=k,v"): "undertrained"
+    }
+    assert found(keep(tmp_path / "under", {"q,k,v": near(under - 0.2), "q=k,v": near(under)}, (task,))) == {
+        ("text", "q=k,v"): "worse"
+    }
 
 
-def test_a_lead_is_not_concluded_while_its_own_curve_improves(tmp_path):
-    result = keep(tmp_path, {"q,k,v": near(0.9), "q=k,v": near(0.3)}, rising=True)
+def test_a_lead_is_not_concluded_while_the_other_catches_up(tmp_path):
+    scores = {"q,k,v": near(0.9), "q=k,v": near(0.7)}
+    late = {"q,k,v": [0.2, 0.5, 0.8, 0.9, 0.9], "q=k,v": [0.1, 0.1, 0.2, 0.3, 0.7]}
+    result = keep(tmp_path / "late", scores, curves=late)
     assert result.comparisons[0].better == "q,k,v"
     assert found(result) == {("cycle", "q=k,v"): "undertrained"}
     flat = " ".join(printed(result).split())
     assert "worse so far" in flat
-    assert "On cycle, curves were still improving when training ended (q,k,v): this says who is ahead" in flat
+    assert "On cycle, curves were still improving when training ended (q=k,v): this says who is ahead" in flat
+    both = {"q,k,v": [0.1, 0.3, 0.5, 0.7, 0.9], "q=k,v": [0.1, 0.2, 0.3, 0.5, 0.7]}
+    result = keep(tmp_path / "both", scores, curves=both)
+    assert found(result) == {("cycle", "q=k,v"): "worse"}
+    assert "nobody was catching up" in " ".join(printed(result).split())
+
+
+def test_a_short_run_of_a_design_that_will_be_worse_does_not_read_no_different(tmp_path):
+    """Recorded cells: after 60 steps the two designs are alike, after 500 one is worse by more than three margins."""
+    kept = json.loads((Path(__file__).parent / "recorded_curves.json").read_text())
+    margin, designs = 0.06, ["q,k,v", "q=k,v"]
+    later = kept["after_500_steps"]
+    assert all(later["q=k,v"][seed] - score > 3 * margin for seed, score in later["q,k,v"].items())
+    facts = {"metric": "bits per byte", "chance": kept["chance"], "best": 0.0, "length": 64, "margin": margin}
+    study = Study("short", "", designs, {"text": facts}, 6, [])
+    cells = pd.DataFrame(
+        {
+            "task": "text",
+            "design": cell["design"],
+            "seed": cell["seed"],
+            "status": "finished",
+            "metrics": {"test": cell["test"]},
+            "curve": {"step": cell["step"], "validation": cell["validation"]},
+        }
+        for cell in kept["cells"]
+    )
+    result = Result(study, cells, tmp_path)
+    (comparison,) = result.comparisons
+    assert comparison.within_margin  # the statistics alone would call them equal
+    assert conclude(result, comparison) == "undertrained"
 
 
 def test_slow_curves_count_against_the_margin_and_not_the_noise_of_seeds(tmp_path):
     noisy = {"q,k,v": near(0.7, spread=0.15), "q=k,v": near(0.72, spread=0.15)}
-    result = keep(tmp_path / "noisy", noisy, rising=True, evaluations=20)  # rises by 0.14 over the last fifth
+    result = keep(tmp_path / "noisy", noisy, rising=True, evaluations=20)  # rises by 0.35 over the second half
     assert ("cycle", "q,k,v") in result.improving
     declared = TaskChoice("cycle", {}, CONFIG, margin=0.5)
     assert not keep(tmp_path / "declared", noisy, tasks=(declared,), rising=True).improving

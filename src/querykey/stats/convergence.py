@@ -1,6 +1,7 @@
-"""Whether training had ended when it was stopped: read off the validation curve of each cell.
+"""Whether training was long enough, read off the validation curves of the cells.
 
-A comparison in which the better design is still improving says who is ahead, and not who would win.
+Where a curve still rises, two designs that seem alike may part later. Where the design behind catches up, the gap may
+close.
 """
 
 from __future__ import annotations
@@ -9,7 +10,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-LAST_SHARE = 0.2  # of the evaluations: improvement within them counts as still going on
+# Shares of the evaluations. The learning rate falls to 0 at the end of training and flattens every curve, so that a
+# curve counts as still improving if it rose since half of the training.
+IMPROVING_SHARE = 0.5
+CATCHING_UP_SHARE = 0.2
 
 
 def converged_at(curve: Mapping[str, Sequence[float]], higher_is_better: bool, tolerance: float) -> int | None:
@@ -26,14 +30,22 @@ def converged_at(curve: Mapping[str, Sequence[float]], higher_is_better: bool, t
 
 
 def still_improving(curve: Mapping[str, Sequence[float]], higher_is_better: bool, tolerance: float) -> bool:
-    """Whether the validation score rose by more than `tolerance` over the last fifth of the evaluations.
-
-    The learning rate falls to 0 at the end of training, which flattens every curve: a curve that still rises there
-    would rise further, one that does not may have been stopped by the schedule.
-    """
+    """Whether the validation score rose by more than `tolerance` over the second half of the evaluations."""
     scores = _upwards(curve, higher_is_better)
-    last = max(1, round(LAST_SHARE * len(scores)))
+    last = max(1, round(IMPROVING_SHARE * len(scores)))
     return len(scores) > last and bool(scores[-1] - scores[-1 - last] > tolerance)
+
+
+def catching_up(
+    ahead: Mapping[str, Sequence[float]],
+    behind: Mapping[str, Sequence[float]],
+    higher_is_better: bool,
+    tolerance: float,
+) -> bool:
+    """Whether the lead of one curve over another shrank by more than `tolerance` over the last fifth."""
+    lead = _upwards(ahead, higher_is_better) - _upwards(behind, higher_is_better)
+    last = max(1, round(CATCHING_UP_SHARE * len(lead)))
+    return len(lead) > last and bool(lead[-1 - last] - lead[-1] > tolerance)
 
 
 def _upwards(curve: Mapping[str, Sequence[float]], higher_is_better: bool) -> np.ndarray:

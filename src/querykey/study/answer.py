@@ -13,8 +13,8 @@ from math import isnan, nan
 from querykey.design import Design
 from querykey.report.numbers import ratio
 from querykey.report.words import Words
+from querykey.stats.comparison import Comparison, Verdict
 from querykey.stats.statistics import minimum_seeds
-from querykey.stats.verdict import Comparison, Verdict
 from querykey.study.conclusions import Conclusion, conclude, so_far, unlearned
 from querykey.study.result import Result
 

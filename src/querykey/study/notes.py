@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 from querykey.design import Design
 from querykey.report.words import Words
+from querykey.stats.comparison import Verdict
 from querykey.stats.statistics import minimum_seeds
-from querykey.stats.verdict import Verdict
-from querykey.study.conclusions import below_counting, improving, unlearned
+from querykey.study.conclusions import below_counting, counting_level, improving, unlearned
 from querykey.study.matching import cost
 from querykey.study.result import Result
 
@@ -31,7 +31,7 @@ def advice(result: Result, say: Words) -> list[str]:
 
 def notes(result: Result, say: Words) -> list[str]:
     """What limits the comparisons."""
-    about = (_on_diverged, _on_matching, _on_rates)
+    about = (_on_diverged, _on_curves, _on_matching, _on_rates)
     return [note for notes_of in about for note in notes_of(result, say)]
 
 
@@ -52,10 +52,12 @@ def _on_training(result: Result, say: Words) -> Iterator[str]:
     for task, mean in nothing.items():
         chance, baseline = result.study.tasks[task]["chance"], result.study.designs[0]
         yield say("unlearned", task=task, baseline=baseline, mean=f"{mean:.3f}", chance=f"{chance:.3f}")
-    counted = {task: found for task, found in below_counting(result).items() if task not in nothing}
-    for task, (mean, level) in counted.items():
-        baseline = result.study.designs[0]
-        yield say("below-counting", task=task, baseline=baseline, mean=f"{mean:.3f}", level=f"{level:.3f}")
+    below = below_counting(result)
+    counted = [task for task in result.study.tasks if task not in nothing and any(task == one for one, _ in below)]
+    for task in counted:
+        means = {design: mean for (one, design), mean in below.items() if one == task}
+        designs = say.join([f"{design} ({mean:.3f})" for design, mean in means.items()])
+        yield say("below-counting", task=task, designs=designs, level=f"{counting_level(result, task):.3f}")
     early = [task for task in result.study.tasks if task not in nothing and _improving(result, task)]
     for task in early:
         yield say("improving", task=task, designs=say.join(_improving(result, task)))
@@ -69,6 +71,14 @@ def _improving(result: Result, task: str) -> list[str]:
     """The designs whose curves were still improving and could turn a comparison."""
     found = {d for c in result.comparisons if c.task == task and c.difference.n for d in improving(result, c)}
     return [design for design in result.study.designs if design in found]
+
+
+def _on_curves(result: Result, say: Words) -> Iterator[str]:
+    """The tasks on which curves still improved, though no verdict hangs on it."""
+    for task in result.study.tasks:
+        designs = [design for design in result.study.designs if (task, design) in result.improving]
+        if designs and task not in unlearned(result) and not _improving(result, task):
+            yield say("still-improving", task=task, designs=say.join(designs))
 
 
 def _on_diverged(result: Result, say: Words) -> Iterator[str]:

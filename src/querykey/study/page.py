@@ -23,6 +23,7 @@ from querykey.report.numbers import duration
 from querykey.report.words import Words
 from querykey.study import notes, tables
 from querykey.study.answer import headline, in_words, on_designs
+from querykey.study.conclusions import judgements
 from querykey.study.maps import SHOWN, head_maps
 from querykey.study.result import Result
 from querykey.tasks import TASKS
@@ -47,7 +48,7 @@ def as_html(result: Result, say: Words) -> str:
         notes=notes.notes(result, say),
         tiles=tables.tiles(result),
         claims=[
-            (one, tables.claim_verdict(one, say), tables.claim_table(result, one, say)) for one in result.judgements
+            (one, tables.claim_verdict(one, say), tables.claim_table(result, one, say)) for one in judgements(result)
         ],
         markers=drawn,
         designs={name: in_words(Design.parse(name), say) for name in result.study.designs},
@@ -106,9 +107,7 @@ def _differences(result: Result, task: str, looks: Looks, say: Words) -> str | N
         scores, d = result.scores(task, c.design), c.difference
         pairs = [scores[seed] - base[seed] for seed in sorted(scores.keys() & base.keys())][:DOTS]
         values = [*filter(math.isfinite, pairs)]
-        estimates.append(
-            figures.Estimate(c.design, looks[c.design], d.mean, d.t_low, d.t_high, values, c.equivalence.margin)
-        )
+        estimates.append(figures.Estimate(c.design, looks[c.design], d.mean, d.low, d.high, values, c.margin))
     return figures.intervals(
         say("chart.differences", baseline=baseline, task=task),
         estimates,

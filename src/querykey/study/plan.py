@@ -235,10 +235,12 @@ def choose_task(name: str, table: Mapping[str, Any], common: Mapping[str, Any]) 
 
 
 def _check_claim(claim: Claim, designs: Iterable[Design], tasks: Iterable[str]) -> None:
-    known = [*map(str, designs)][1:]
+    names = [*map(str, designs)]
     for one in claim.predictions:
-        check(f"design of claim {claim.name}", one.design in known, f"one of {', '.join(known)}", one.design)
-        for task in one.tasks:
+        compared = names if one.against else names[1:]
+        check(f"design of claim {claim.name}", one.design in compared, f"one of {', '.join(compared)}", one.design)
+        check(f"against of claim {claim.name}", one.against in ("", *names), f"one of {', '.join(names)}", one.against)
+        for task in (*one.tasks, *([one.than] if one.than else [])):
             check(f"task of claim {claim.name}", task in tasks, f"one of {', '.join(tasks)}", task)
 
 

@@ -26,6 +26,7 @@ from querykey.report.words import Language, Words
 from querykey.study import notes, tables
 from querykey.study.answer import NUMBERED, answer, headline, on_designs
 from querykey.study.claims import Judgement
+from querykey.study.conclusions import judgements
 from querykey.study.page import as_html
 from querykey.study.result import Result
 from querykey.study.result import read as read_result
@@ -67,7 +68,7 @@ class Report(Result):
                 design: {task: tile.conclusion or "baseline" for task, tile in of_tasks.items()}
                 for design, of_tasks in tables.tiles(self).items()
             },
-            "claims": [_claim(judgement) for judgement in self.judgements],
+            "claims": [_claim(judgement) for judgement in judgements(self)],
             "improvement": self.improvement,
             "summary": self.summary.to_dict("records"),
             "costs": self.costs.to_dict("records"),
@@ -112,7 +113,7 @@ class Terminal:
             yield from (costs, "")
         for note in notes.notes(result, say):
             yield from (Text(say("note", note=note)), "")
-        for judgement in result.judgements:
+        for judgement in judgements(result):
             yield Text.assemble((f"{judgement.claim.name} ", "bold"), judgement.claim.says)
             yield Text(tables.claim_verdict(judgement, say), _STYLES[judgement.kind])
             yield from (tables.claim_table(result, judgement, say), "")
@@ -148,7 +149,7 @@ def read(folder: str | Path) -> Report:
 
 def _claim(judgement: Judgement) -> dict[str, Any]:
     evidence = [
-        {name: getattr(one, name) for name in ("task", "design", "expected", "finding", "reversal")}
+        {name: getattr(one, name) for name in ("task", "design", "expected", "finding", "changed")}
         for one in judgement.found
     ]
     claim = judgement.claim

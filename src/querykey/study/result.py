@@ -17,12 +17,15 @@ import numpy as np
 import pandas as pd
 
 from querykey.design import Design
-from querykey.stats.convergence import converged_at, still_improving
+from querykey.stats.bootstrap import changed_findings
+from querykey.stats.comparison import Arms, Comparison, Rule
+from querykey.stats.convergence import catching_up, converged_at, still_improving
 from querykey.stats.statistics import SeedSchedule
-from querykey.stats.verdict import Arms, Comparison, Rule, compare_family, improvement_over_tasks
-from querykey.study.claims import Claim, Judgement, judge, reversals
+from querykey.stats.verdict import compare_family, improvement_over_tasks
+from querykey.study.claims import Claim, contrasts, finding
 from querykey.study.config import Config
 from querykey.study.records import Records, Study, weights_path
+from querykey.tasks import MARGINS
 
 _IDENTITY = ("key", "task", "design", "seed", "status")
 _POINTS = ("step", "loss", "validation")
@@ -82,18 +85,23 @@ class Result:
         return compare_family(self._family, baseline, np.random.default_rng(0), rule=self.rule, schedule=schedule)
 
     @cached_property
-    def reversals(self) -> dict[tuple[str, str], float]:
-        """By task and design, the chance that a fresh set of seeds would find something else; see `claims.reversals`.
+    def claims(self) -> list[Claim]:
+        """The claims that the plan states."""
+        return [Claim.read(stored["name"], stored) for stored in self.study.claims]
+
+    @cached_property
+    def contrasts(self) -> list[Comparison]:
+        """The comparisons that the claims need beside those with the baseline, a family of their own."""
+        return compare_family(self._contrasts, "", np.random.default_rng(0), rule=self.rule)
+
+    @cached_property
+    def changed(self) -> dict[tuple[str, str], float]:
+        """By task and design, the share of resamples of the seeds that give another finding.
 
         Takes seconds where there are many comparisons.
         """
-        return reversals(self._family, self.comparisons, self.rule)
-
-    @cached_property
-    def judgements(self) -> list[Judgement]:
-        """What was found of each claim that the plan states."""
-        claims = [Claim.read(stored["name"], stored) for stored in self.study.claims]
-        return judge(claims, self.comparisons, self.reversals) if claims else []
+        own = changed_findings(self._family, self.comparisons, self.rule, finding)
+        return own | changed_findings(self._contrasts, self.contrasts, self.rule, finding)
 
     @cached_property
     def summary(self) -> pd.DataFrame:
@@ -131,17 +139,18 @@ class Result:
         """Whether training had ended when it was stopped, per task and design, over the cells that finished.
 
         Columns: ``task``, ``design``, ``converged_at``, the median over cells of the step from which on validation
-        stays near its last value (NaN where most get there with their last point), and ``improving``, the share of
-        cells that improved over the last fifth. Near is the margin that the plan declares for the task, else the
-        least margin of the rule: a margin made from the noise of seeds would hide slow learning.
+        stays within the margin of its last value (NaN where most get there with their last point), and ``improving``,
+        the share of cells that improved by more than the margin over the second half. A cell that ends within the
+        margin of the best possible score has nothing left to improve.
         """
-        found: dict[tuple[str, str], list[tuple[float, bool]]] = {}
-        for task, design, status, curve in self._columns("task", "design", "status", "curve"):
-            if status == "finished":
-                near = self.study.tasks[task]["margin"] or self.rule.margin_floor
-                how = (curve, self.higher_is_better(task), near)
-                found.setdefault((task, design), []).append((converged_at(*how) or np.inf, still_improving(*how)))
-        rows = [(*pair, np.median(cells, axis=0)[0], np.mean(cells, axis=0)[1]) for pair, cells in found.items()]
+        rows = []
+        for (task, design), curves in self._curves.items():
+            how = (self.higher_is_better(task), self.margins[task])
+            cells = [
+                (converged_at(one, *how) or np.inf, still_improving(one, *how) and not self._at_best(task, one))
+                for one in curves.values()
+            ]
+            rows.append((task, design, np.median(cells, axis=0)[0], np.mean(cells, axis=0)[1]))
         frame = pd.DataFrame(rows, columns=["task", "design", "converged_at", "improving"])
         return frame.replace({"converged_at": {np.inf: np.nan}})
 
@@ -151,16 +160,19 @@ class Result:
         frame = self.convergence[self.convergence["improving"] > 0.5]
         return set(zip(frame["task"], frame["design"], strict=True))
 
+    def catching_up(self, c: Comparison) -> bool:
+        """Whether the design that is behind in a comparison was catching up with the other for most seeds."""
+        if c.better is None:
+            return False
+        ahead, behind = (self._curves.get((c.task, design), {}) for design in (c.better, _other(c)))
+        how = (self.higher_is_better(c.task), self.margins[c.task])
+        found = [catching_up(ahead[seed], behind[seed], *how) for seed in ahead.keys() & behind.keys()]
+        return bool(found) and bool(np.mean(found) > 0.5)
+
     @cached_property
     def margins(self) -> dict[str, float]:
-        """By task, the difference that does not matter: the plan's, or from the noise of the baseline over seeds.
-
-        Where comparisons of a task rest on different seeds it is the largest; where there is none, the least there is.
-        """
-        found = dict.fromkeys(self.study.tasks, self.rule.margin_floor)
-        for c in self.comparisons:
-            found[c.task] = max(found[c.task], c.equivalence.margin)
-        return {task: facts["margin"] or found[task] for task, facts in self.study.tasks.items()}
+        """By task, the difference that does not matter, as declared; older records without one have the metric's."""
+        return {task: facts["margin"] or MARGINS[facts["metric"]] for task, facts in self.study.tasks.items()}
 
     @cached_property
     def improvement(self) -> dict[str, float]:
@@ -199,6 +211,22 @@ class Result:
             for design in self.study.designs_of(task)[1:]
         }
 
+    def _at_best(self, task: str, curve: Mapping[str, list[float]]) -> bool:
+        return bool(abs(curve["validation"][-1] - self.study.tasks[task]["best"]) <= self.margins[task])
+
+    @cached_property
+    def _contrasts(self) -> dict[tuple[str, str], Arms]:
+        return contrasts(self.claims, self.study.designs[0], self.scores, self.higher_is_better, self.margins)
+
+    @cached_property
+    def _curves(self) -> dict[tuple[str, str], dict[int, dict[str, list[float]]]]:
+        """By task and design, the curve of each seed that finished."""
+        found: dict[tuple[str, str], dict[int, dict[str, list[float]]]] = {}
+        for task, design, seed, status, curve in self._columns("task", "design", "seed", "status", "curve"):
+            if status == "finished":
+                found.setdefault((task, design), {})[int(seed)] = curve
+        return found
+
     @cached_property
     def _metrics(self) -> dict[tuple[str, str], dict[int, dict[str, float]]]:
         found: dict[tuple[str, str], dict[int, dict[str, float]]] = {}
@@ -222,8 +250,7 @@ class Result:
 
     def _arms(self, task: str, design: str) -> Arms:
         baseline = self.scores(task, self.study.designs[0])
-        margin = self.study.tasks[task]["margin"]
-        return Arms(baseline, self.scores(task, design), self.higher_is_better(task), margin)
+        return Arms(baseline, self.scores(task, design), self.higher_is_better(task), self.margins[task])
 
 
 def read(folder: str | Path) -> Result:
@@ -239,6 +266,11 @@ def read(folder: str | Path) -> Result:
         # a plan may have one cell under two names
         cells = records.cells([cell.key for cell in declared]).assign(task=[cell.task for cell in declared])
         return Result(study, cells, Path(folder))
+
+
+def _other(c: Comparison) -> str:
+    """The design of a comparison that is not the better one."""
+    return c.baseline if c.better == c.design else c.design
 
 
 def _flat_columns(

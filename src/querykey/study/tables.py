@@ -13,8 +13,9 @@ from querykey.design import Design
 from querykey.report.numbers import MISSING, amount, mean_and_sd, number, percent, probability, ratio, signed
 from querykey.report.table import Cell, Column, Style, Table
 from querykey.report.words import Words
-from querykey.stats.statistics import mean_sd, minimum_seeds
-from querykey.stats.verdict import Comparison, Verdict
+from querykey.stats.bootstrap import RESAMPLES
+from querykey.stats.comparison import Comparison, Verdict
+from querykey.stats.statistics import mean_sd, minimum_seeds, unseen_rate
 from querykey.study.ceilings import ceiling
 from querykey.study.claims import Found, Judgement
 from querykey.study.conclusions import Conclusion, conclude, so_far
@@ -146,7 +147,7 @@ def claim_table(result: Result, judgement: Judgement, say: Words) -> Table:
         Column(say("predicted"), "left"),
         Column(say("found"), "left"),
         Column(say("difference"), detail=say("interval", percent=confidence(result))),
-        Column(say("reversal")),
+        Column(say("changed")),
     )
     return Table(columns, [_evidence(found, say) for found in judgement.found])
 
@@ -248,7 +249,7 @@ def _compared(result: Result, c: Comparison, say: Words) -> list[Cell]:
 
 def _difference(c: Comparison) -> Cell:
     d = c.difference
-    interval = f"[{signed(d.t_low)}, {signed(d.t_high)}]" if isfinite(d.t_low) else ""
+    interval = f"[{signed(d.low)}, {signed(d.high)}]" if isfinite(d.low) else ""
     return Cell(signed(d.mean), interval, value=None if isnan(d.mean) else d.mean)
 
 
@@ -263,8 +264,9 @@ def _reason(c: Comparison, word: Conclusion, say: Words) -> str:
     if word == "cannot tell":
         enough = c.sufficient_seeds
         return say("reason.seeds", seeds=enough) if enough else say("reason.many-seeds")
-    clear = word == "no different" and c.better is not None
-    return say(f"reason.{so_far(c)}-within") if clear else ""
+    if c.better is None or c.beyond_margin:
+        return ""
+    return say(f"reason.{so_far(c)}-within") if c.within_margin else say("reason.perhaps-within")
 
 
 def _evidence(found: Found, say: Words) -> list[Cell | str]:
@@ -276,8 +278,20 @@ def _evidence(found: Found, say: Words) -> list[Cell | str]:
         say(f"word.{found.expected}"),
         Cell(say(f"word.{found.finding}"), style=style or "muted"),
         _difference(c) if c else MISSING,
-        MISSING if isnan(found.reversal) else percent(found.reversal, 1),
+        _changed(found, say),
     ]
+
+
+def _changed(found: Found, say: Words) -> str | Cell:
+    """The bootstrap of a verdict and, where a design has one score at all seeds, the rate of failure that may hide."""
+    if isnan(found.changed) or found.comparison is None:
+        return MISSING
+    c = found.comparison
+    share = percent(found.changed, 1) if found.changed else f"< {percent(1 / RESAMPLES, 1)}"
+    if c.design_sd and c.baseline_sd:
+        return share
+    n = c.difference.n
+    return Cell(share, say("unseen", count=n, rate=percent(unseen_rate(n))))
 
 
 def _each_word(values: Iterable[Any]) -> str:
