@@ -5,11 +5,12 @@ import itertools
 import pytest
 import torch
 
-from querykey import PARTITIONS, Design, DesignError, KVCache, Layout, SelfAttention
+from querykey import PARTITIONS, Design, DesignError, KVCache, Layout, Rotary, SelfAttention
 from querykey.attention.expansion import core_matrix
 from querykey.attention.reference import masked_softmax
 
 HEADS, DIM, LENGTH, KEYS, BATCH = 6, 60, 7, 11, 3  # heads of 10 numbers, so that rotary has pairs
+CONTEXT_START = 5  # first position of a context
 
 SHARINGS = (*PARTITIONS, "q=k=x,v", "q=x,k,v", "q,k=x,v", "q,k,v=x", "q,k=v=x", "q=v=x,k", "q=k=v=x")
 OPTIONS = (
@@ -55,7 +56,15 @@ SETTINGS = (
     "rotary window cached",
     "bias causal padding",
     "bias rotary cached",
+    "rotary cross",
+    "partial rotary causal",
+    "static cached",
+    "rotary window static cached",
 )
+
+
+def rotation(setting):
+    return Rotary(500.0, 4, interleaved=True) if "partial" in setting else "rotary" in setting
 
 
 def possible(sharing, option, rotary=False):
@@ -72,11 +81,11 @@ def possible(sharing, option, rotary=False):
 CASES = [
     (*found, setting)
     for sharing, option, setting in itertools.product(SHARINGS, OPTIONS, SETTINGS)
-    if (found := possible(sharing, option, "rotary" in setting)) and not ("cross" in setting and "selfmask" in option)
+    if (found := possible(sharing, option, rotation(setting))) and not ("cross" in setting and "selfmask" in option)
 ]
 
 
-def oracle(layer, x, mask=None, context=None):
+def oracle(layer, x, mask=None, context=None, positions=None):
     """softmax(Q Kᵀ / √d_k) V from `layer.weights()`, written with einsum, complex rotations and index arithmetic."""
     w, design, layout = layer.weights(), layer.design, layer.layout
     source = x if context is None else context
@@ -96,7 +105,7 @@ def oracle(layer, x, mask=None, context=None):
             for gain, part in ((w.q_gain, q), (w.k_gain, k))
         )
     if layout.rotary:
-        q, k = turned(q), turned(k)
+        q, k = turned(q, layout), turned(k, layout, 0 if context is None else CONTEXT_START)
     scores = torch.einsum("bhqk,bhsk->bhqs", q, k)
     match design.similarity:
         case "dot":
@@ -125,11 +134,15 @@ def oracle(layer, x, mask=None, context=None):
     return out if w.b_O is None else out + w.b_O
 
 
-def turned(x):
-    half = x.shape[-1] // 2
-    angle = torch.outer(torch.arange(x.shape[-2]).double(), 10000.0 ** (-torch.arange(half).double() / half))
-    z = torch.complex(x[..., :half], x[..., half:]) * torch.polar(torch.ones_like(angle), angle)
-    return torch.cat([z.real, z.imag], -1)
+def turned(x, layout, start=0):
+    base, size = layout.rotary.base, layout.rotary.size or x.shape[-1]
+    places = torch.arange(start, start + x.shape[-2]).double()
+    angle = torch.outer(places, base ** (-torch.arange(size // 2).double() * 2 / size))
+    first, second = (range(0, size, 2), range(1, size, 2)) if layout.rotary.interleaved else torch.arange(size).chunk(2)
+    z = torch.complex(x[..., list(first)], x[..., list(second)]) * torch.polar(torch.ones_like(angle), angle)
+    out = x.clone()
+    out[..., list(first)], out[..., list(second)] = z.real, z.imag
+    return out
 
 
 def make(design, head_dim, setting, seed=5):
@@ -140,7 +153,7 @@ def make(design, head_dim, setting, seed=5):
         design,
         head_dim=head_dim,
         causal="causal" in setting or "cached" in setting,
-        rotary="rotary" in setting,
+        rotary=rotation(setting),
         window=3 if "window" in setting else None,
         bias="bias" in setting,
     ).double()
@@ -153,6 +166,8 @@ def make(design, head_dim, setting, seed=5):
     if "cross" in setting:
         shape = (BATCH, KEYS, DIM)
         inputs["context"] = torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True)
+        if "rotary" in setting:
+            inputs["positions"] = torch.arange(LENGTH), torch.arange(CONTEXT_START, CONTEXT_START + KEYS)
     if "padding" in setting:
         inputs["mask"] = (torch.arange(LENGTH) < torch.tensor([7, 4, 1])[:, None])[:, None, None, :]
     if "additive" in setting:
@@ -170,13 +185,13 @@ def by_formula(query, key, value, scores, mask):
     return masked_softmax(scores(query, key), mask) @ value
 
 
-def stepwise(layer, x, sizes=(1, 1, 3, 2)):
-    cache = KVCache()
+def stepwise(layer, x, sizes=(1, 1, 3, 2), static=False):
+    cache = KVCache.static(BATCH, LENGTH + 2, layer.layout, dtype=x.dtype) if static else KVCache()
     return torch.cat([layer(part, cache=cache) for part in x.split(sizes, 1)], 1)
 
 
 @pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("setting", [setting for setting in SETTINGS if "static" not in setting])
 @pytest.mark.parametrize("sharing", SHARINGS)
 def test_every_design_equals_the_formula_on_its_expanded_weights(sharing, setting):
     cases = [case for case in CASES if case[0].sharing == Design.parse(sharing).sharing and case[2] == setting]
@@ -185,7 +200,7 @@ def test_every_design_equals_the_formula_on_its_expanded_weights(sharing, settin
         layer, x, inputs, generator = make(design, head_dim, setting)
         expected = oracle(layer, x, **inputs)
         direction = torch.randn(expected.shape, generator=generator, dtype=torch.float64)
-        leaves = [x, *layer.parameters(), *(t for t in inputs.values() if t.requires_grad)]
+        leaves = [x, *layer.parameters(), *(t for name, t in inputs.items() if name == "context")]
         wanted = torch.autograd.grad((expected * direction).sum(), leaves, allow_unused=True)
         ways = (
             [stepwise(layer, x), stepwise(layer, x, (4, 2, 1))]
@@ -212,7 +227,10 @@ def test_decoding_without_gradient_equals_the_whole_at_once():
         if "cached" in setting:
             layer, x, _, _ = make(design, head_dim, setting)
             with torch.no_grad():
-                torch.testing.assert_close(stepwise(layer, x, sizes), layer(x), rtol=0, atol=1e-10)
+                steps = stepwise(layer, x, sizes, "static" in setting)
+                torch.testing.assert_close(
+                    steps, layer(x), rtol=0, atol=1e-10, msg=lambda m, d=design, s=setting: f"{d} {s}: {m}"
+                )
 
 
 @pytest.mark.parametrize("sharing", PARTITIONS)
@@ -393,5 +411,5 @@ def test_a_step_copies_its_own_position_only():
         addresses = []
         for _ in range(100):
             layer(torch.randn(1, 1, DIM), cache=cache)
-            addresses.append(cache._room["k"].data_ptr())
+            addresses.append(cache._buffers["k"].data_ptr())
     assert len(set(addresses)) == 2  # 64 positions, then 128

@@ -15,6 +15,7 @@ from typing import Literal
 import torch
 
 from querykey.design import Design, DesignError, check_combination
+from querykey.positions import Frequencies, Rotary
 
 Init = Literal["normal", "alternating", "constant"]
 
@@ -55,7 +56,7 @@ class Layout:
     head_dim: int
     qk_dim: int
     bias: bool
-    rotary: bool
+    rotary: Rotary | None
 
     @classmethod
     def of(
@@ -66,7 +67,7 @@ class Layout:
         *,
         head_dim: int | None = None,
         bias: bool = False,
-        rotary: bool = False,
+        rotary: Rotary | bool | None = False,
     ) -> Layout:
         """The weights of a design at these sizes, and what they cost.
 
@@ -77,14 +78,14 @@ class Layout:
             head_dim: head size of values, and of queries and keys unless the design's `qk_dim` says otherwise;
                 ``dim / heads`` when not given.
             bias: whether each projection has a bias.
-            rotary: whether queries and keys are rotated by position.
+            rotary: how queries and keys are rotated by position; True for `Rotary()`.
 
         Raises:
             DesignError: if the design is impossible, at all or at these sizes.
         """
         design = Design.parse(design)
         try:
-            check_combination(design, rotary=rotary)
+            check_combination(design, rotary=bool(rotary))
             for name, value in {"dim": dim, "heads": heads, "head_dim": head_dim}.items():
                 if value is not None and value < 1:
                     raise DesignError(f"{name} must be positive, not {value}")
@@ -95,7 +96,7 @@ class Layout:
             kv_heads = heads if design.kv_heads is None else design.kv_heads
             if heads % kv_heads:
                 raise DesignError(f"kv_heads {kv_heads} must divide the {heads} query heads")
-            layout = cls(design, dim, heads, kv_heads, head_dim, design.qk_dim or head_dim, bias, rotary)
+            layout = cls(design, dim, heads, kv_heads, head_dim, design.qk_dim or head_dim, bias, Rotary.of(rotary))
             _refuse_sizes(layout)
         except DesignError as error:
             raise DesignError(f"design {design}: {error}") from None
@@ -157,7 +158,12 @@ class Layout:
     @cached_property
     def maps_keys(self) -> bool:
         """Whether keys are normalised or rotated, so that they are not what their projection gives."""
-        return bool(self.rotary or self.design.qknorm or self.design.similarity == "cosine")
+        return self.rotary is not None or self.design.qknorm or self.design.similarity == "cosine"
+
+    @cached_property
+    def frequencies(self) -> Frequencies | None:
+        """Which numbers of queries and keys are rotated, and how fast; None without rotary positions."""
+        return None if self.rotary is None else self.rotary.frequencies(self.qk_dim)
 
     @cached_property
     def makes_keys(self) -> bool:
@@ -195,7 +201,8 @@ class Layout:
             case None:
                 return []
             case "signed":
-                return [Weight("core", (self.heads, size // 2 if self.rotary else size), "alternating", 1.0)]
+                pairs = len(self.frequencies.near) if self.frequencies else 0  # of which each has one value
+                return [Weight("core", (self.heads, size - pairs), "alternating", 1.0)]
             case "symmetric":  # the upper triangle, row by row: what can be learned and no more
                 return [Weight("core", (self.heads, size * (size + 1) // 2), "normal", scale)]
             case "full":
@@ -247,10 +254,17 @@ class Layout:
 
 def _refuse_sizes(layout: Layout) -> None:
     """Raise for what is impossible at these sizes."""
-    if layout.rotary and layout.qk_dim % 2:
-        raise DesignError(
-            f"rotary positions rotate pairs of numbers, but the head size of queries and keys is {layout.qk_dim}, odd"
-        )
+    if layout.rotary is not None:
+        if layout.rotary.size is None and layout.qk_dim % 2:
+            raise DesignError(
+                "rotary positions rotate pairs of numbers, but the head size of queries and keys is "
+                f"{layout.qk_dim}, odd"
+            )
+        if layout.rotary.size is not None and layout.rotary.size > layout.qk_dim:
+            raise DesignError(
+                f"{layout.rotary.size} numbers of a head are rotated, but the head size of queries and keys is "
+                f"{layout.qk_dim}"
+            )
     for part in layout.design.parts:
         if "x" in part:
             heads, size = layout.head_shape(part[0])

@@ -18,11 +18,14 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from querykey import generation
+from querykey.attention.buffers import Cache
 from querykey.attention.cache import KVCache
 from querykey.attention.initial import initialise
 from querykey.attention.layer import SelfAttention
+from querykey.attention.sequence import Span
 from querykey.design import Design
 from querykey.layout import Init, Weight
+from querykey.positions import Rotary
 
 Positions = Literal["none", "learned", "rotary"]
 
@@ -38,7 +41,7 @@ class Block(nn.Module):
         self.up = nn.Linear(dim, hidden, bias=False) if hidden else None
         self.down = nn.Linear(hidden, dim, bias=False) if hidden else None
 
-    def forward(self, x: Tensor, mask: Tensor | None, cache: KVCache | None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None, cache: Cache | None) -> Tensor:
         """(batch, length, dim) to the same."""
         x = x + self.attention(self.attention_norm(x), mask, cache=cache)
         if self.mlp_norm is not None and self.up is not None and self.down is not None:
@@ -58,7 +61,7 @@ class Transformer(nn.Module):
         mlp: hidden width of the MLP in units of `dim`; 0 for none.
         causal: a decoder rather than an encoder.
         window: how many positions each one sees, itself included, in a decoder; None for all before it.
-        positions: ``"none"``, ``"learned"`` (added to the embedding) or ``"rotary"`` (in the attention).
+        positions: ``"none"``, ``"learned"`` (added to the embedding), or ``"rotary"`` or a `Rotary` (in the attention).
         seed: of the initial values; see `initialise_from`.
 
     Raises:
@@ -80,7 +83,7 @@ class Transformer(nn.Module):
         mlp: float = 4.0,
         causal: bool = False,
         window: int | None = None,
-        positions: Positions = "learned",
+        positions: Positions | Rotary = "learned",
         dropout: float = 0.0,
         seed: int = 0,
     ) -> None:
@@ -91,8 +94,8 @@ class Transformer(nn.Module):
                 raise ValueError(f"{name} must be positive, not {size}")
         if mlp < 0:
             raise ValueError(f"mlp is a width in units of dim, 0 for none, not {mlp}")
-        if positions not in ("none", "learned", "rotary"):
-            raise ValueError(f"positions must be one of none, learned, rotary, not {positions!r}")
+        if not isinstance(positions, Rotary) and positions not in ("none", "learned", "rotary"):
+            raise ValueError(f"positions must be one of none, learned, rotary, or a Rotary, not {positions!r}")
         attention = functools.partial(
             SelfAttention,
             dim,
@@ -100,7 +103,7 @@ class Transformer(nn.Module):
             design,
             head_dim=head_dim,
             causal=causal,
-            rotary=positions == "rotary",
+            rotary=positions if isinstance(positions, Rotary) else positions == "rotary",
             window=window,
             dropout=dropout,
         )
@@ -116,7 +119,7 @@ class Transformer(nn.Module):
         self,
         inputs: Int[Tensor, "batch length features"],
         mask: Tensor | None = None,
-        caches: Sequence[KVCache] | None = None,
+        caches: Sequence[Cache] | None = None,
     ) -> Float[Tensor, "batch length classes"]:
         """Scores from symbols; with `caches`, one per layer, `inputs` are the next positions.
 
@@ -128,8 +131,8 @@ class Transformer(nn.Module):
         Raises:
             ValueError: if there are more positions than learned ones, or not one cache per layer.
         """
-        if caches is not None and len(caches) != len(self.blocks):
-            raise ValueError(f"expected one cache for each of the {len(self.blocks)} layers, got {len(caches)}")
+        if caches is not None:
+            self._check_caches(caches)
         x = self._embed(inputs, caches[0] if caches else None)
         for block, cache in zip(self.blocks, caches or itertools.repeat(None), strict=False):
             x = block(x, mask, cache)
@@ -178,20 +181,34 @@ class Transformer(nn.Module):
         symbols = symbols.to(self.embedding.weight.device)
         return generation.written(step, symbols, steps, temperature=temperature, generator=generator, stop=stop)
 
-    def _embed(self, inputs: Tensor, cache: KVCache | None = None) -> Tensor:
+    def _embed(self, inputs: Tensor, cache: Cache | None = None) -> Tensor:
         """The sum of each position's symbols, and its learned position, counted after the padding, if there are any."""
         x: Tensor = self.embedding(inputs).sum(-2)
         if self.positions is None:
             return x
-        start, padding = (0, None) if cache is None else (len(cache), cache.padding)
-        end = start + inputs.shape[1]
-        last = end if cache is None else end - cache.least_padding
-        if last > self.length:
-            raise ValueError(f"the model has {self.length} learned positions; {last} would be too many")
-        if padding is None:
-            return x + self.positions[start:end]
-        places = torch.arange(start, end, device=x.device) - padding.to(x.device)[:, None]
-        return x + self.positions[places.clamp(min=0)]
+        own: Span | Tensor = Span(0, inputs.shape[1])
+        padding, least = None, 0
+        if cache is not None:
+            own, padding, least = cache.next_positions(inputs.shape[1]), cache.padding, cache.least_padding
+        if isinstance(own, Span):
+            if own.stop - least > self.length:
+                raise ValueError(f"the model has {self.length} learned positions; {own.stop - least} would be too many")
+            if padding is None:
+                return x + self.positions[own.start : own.stop]
+            own = torch.arange(own.start, own.stop, device=x.device)
+        counted = own if padding is None else own - padding.to(x.device)[:, None]
+        return x + self.positions[counted.clamp(min=0)]
+
+    def _check_caches(self, caches: Sequence[Cache]) -> None:
+        if len(caches) != len(self.blocks):
+            raise ValueError(f"expected one cache for each of the {len(self.blocks)} layers, got {len(caches)}")
+        lengths = [len(cache) for cache in caches if isinstance(cache, KVCache)]  # others would have to ask the device
+        if len(set(lengths)) > 1:
+            *most, last = map(str, lengths)
+            raise ValueError(
+                f"the caches hold {', '.join(most)} and {last} positions, so an earlier step failed midway; "
+                f"take it back with crop({min(lengths)}) for each cache"
+            )
 
     def _checked(
         self, prompts: Sequence[Sequence[int] | Tensor] | Tensor, steps: int, temperature: float, stop: int | None

@@ -62,7 +62,7 @@ def core_matrix(layout: Layout, core: Tensor) -> Float[Tensor, "heads qk_dim qk_
     """The core as one square matrix per query head."""
     match layout.design.core:
         case "signed":
-            return torch.diag_embed(torch.cat([core, core], -1) if layout.rotary else core)
+            return torch.diag_embed(signed_diagonal(layout, core))
         case "symmetric":
             size = layout.qk_dim
             rows, columns = torch.triu_indices(size, size, device=core.device)
@@ -71,6 +71,15 @@ def core_matrix(layout: Layout, core: Tensor) -> Float[Tensor, "heads qk_dim qk_
             return core[:, index]
         case _:
             return core
+
+
+def signed_diagonal(layout: Layout, core: Tensor) -> Float[Tensor, "heads qk_dim"]:
+    """The diagonal of a signed core; the two numbers of a rotated pair have one value."""
+    if layout.frequencies is None:
+        return core
+    pairs, others = core.split([len(layout.frequencies.near), core.shape[-1] - len(layout.frequencies.near)], -1)
+    paired = pairs.repeat_interleave(2, -1) if layout.frequencies.interleaved else torch.cat([pairs, pairs], -1)
+    return torch.cat([paired, others], -1) if others.shape[-1] else paired
 
 
 def _per_head(layout: Layout, tensors: Mapping[str, Tensor], role: str) -> Tensor:

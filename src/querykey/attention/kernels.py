@@ -88,7 +88,9 @@ def prepare(
         return Call(q, k, v, None, 0.0, True, scale, v.shape[-1], "blocked", selfmask, window)
     products = _by_products(q, k, v, dropout)
     plain = mask is None and not selfmask and window is None and not products
-    simple = causal and bool(queries == keys) and plain
+    simple = False  # by a branch: `and` would give a symbol where lengths are symbols of a graph
+    if causal and plain and queries == keys:
+        simple = True
     if not simple:
         mask = masks.combine(mask, queries, keys, causal=causal, selfmask=selfmask, window=window, device=q.device)
     if mask is not None and mask.dtype != torch.bool:

@@ -8,7 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from querykey.attention import rotary
-from querykey.attention.expansion import core_matrix
+from querykey.attention.expansion import core_matrix, signed_diagonal
+from querykey.attention.sequence import Span
 from querykey.layout import Layout
 
 _EPSILON = 1e-6  # of the RMS norm
@@ -19,22 +20,21 @@ def apply_core(
 ) -> Float[Tensor, "batch heads length qk_dim"]:
     """q = (xW) C, each query head with its own core over its group's shared projection."""
     if layout.design.core == "signed":
-        diagonal = torch.cat([core, core], -1) if layout.rotary else core
-        return q * diagonal[:, None, :]
+        return q * signed_diagonal(layout, core)[:, None, :]
     cores = core_matrix(layout, core).unflatten(0, (q.shape[1], -1))  # groups, heads per group
     return torch.einsum("bgnc,grcd->bgrnd", q, cores).flatten(1, 2)
 
 
 def apply(
-    tensor: Float[Tensor, "batch heads length qk_dim"], start: int, gain: Tensor | None, layout: Layout
+    tensor: Float[Tensor, "batch heads length qk_dim"], positions: Span | Tensor, gain: Tensor | None, layout: Layout
 ) -> Float[Tensor, "batch heads length qk_dim"]:
-    """Norm, then rotation to the positions from `start`: the same for queries and for keys."""
+    """Norm, then rotation to their positions: the same for queries and for keys."""
     if layout.design.qknorm:
         if gain is not None:
             gain = gain.to(tensor.dtype)  # which differ under autocast
         tensor = F.rms_norm(tensor, tensor.shape[-1:], gain, _EPSILON)
     if layout.design.similarity == "cosine":
         tensor = F.normalize(tensor, dim=-1)
-    if layout.rotary:
-        tensor = rotary.place(tensor, start)
+    if layout.frequencies is not None:
+        tensor = rotary.rotate(tensor, layout.frequencies, positions)
     return tensor

@@ -5,6 +5,7 @@ an additive one is −∞ where it is not; either broadcasts to (batch, heads, q
 from __future__ import annotations
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 
@@ -17,16 +18,27 @@ def combine(
     selfmask: bool = False,
     window: int | None = None,
     device: torch.device | None = None,
+    positions: Int[Tensor, " queries"] | None = None,
 ) -> Tensor | None:
     """One mask of all, or None where everything is allowed.
 
-    The last query stands at the position of the last key: query i may causally see the keys up to i + keys − queries,
-    itself, and of them the last `window`. Itself is what `selfmask` hides, unless nothing else is left to the query.
+    Without `positions` the last query stands at the position of the last key: query i may causally see the keys up to
+    i + keys − queries, itself, and of them the last `window`. With `positions`, each query stands at its position among
+    the keys, and none sees keys after the last query: a static cache has not written these yet. The query's own key is
+    what `selfmask` hides, unless nothing else is left to it.
     """
-    if causal and (queries > 1 or window is not None):
-        mask = restrict(mask, _causal(queries, keys, window, device))
+    causal = causal and (queries > 1 or window is not None or positions is not None)
+    if not (causal or selfmask or positions is not None):
+        return mask
+    own = positions if positions is not None else torch.arange(keys - queries, keys, device=device)
+    own, key = own.unsqueeze(-1), torch.arange(keys, device=device)
+    if causal:
+        seen = key <= own
+        mask = restrict(mask, seen if window is None else seen & (key > own - window))
+    elif positions is not None:
+        mask = restrict(mask, key <= own[-1:])
     if selfmask:
-        others = ~torch.eye(queries, keys, dtype=torch.bool, device=device).roll(keys - queries, -1)
+        others = key != own
         reachable = others if mask is None else others & allowed(mask)
         left = reachable.any(-1, keepdim=True)
         mask = restrict(mask, others | ~left)
@@ -66,7 +78,7 @@ def check(mask: Tensor, shape: tuple[int, ...]) -> None:
 
 
 def check_window(window: int | None, causal: bool) -> None:
-    """Refuse a sliding window that is none.
+    """Raise unless a sliding window is a positive integer and attention is causal.
 
     Raises:
         ValueError: if it is not a number of positions from 1, or attention is not causal.
@@ -77,11 +89,6 @@ def check_window(window: int | None, causal: bool) -> None:
         raise ValueError(f"window must be a number of positions from 1, which is the query's own, not {window!r}")
     if not causal:
         raise ValueError("a window counts the positions before each query, so it needs causal=True")
-
-
-def _causal(queries: int, keys: int, window: int | None, device: torch.device | None) -> Tensor:
-    seen = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
-    return seen if window is None else seen.triu(keys - queries - window + 1)
 
 
 def _names(ndim: int) -> str:

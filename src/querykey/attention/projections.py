@@ -13,8 +13,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from querykey.attention import maps
 from querykey.attention.expansion import PlainWeights, expand
 from querykey.attention.initial import copy_rows, initialise
+from querykey.attention.sequence import Span
 from querykey.layout import Layout
 
 VECTORS = ("core", "temperature", "q_gain", "k_gain", "qk_gain")  # parameters that are no projection
@@ -50,7 +52,7 @@ class Projections(nn.Module):
         self.design = layout.design
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         # Worked out once: asking the layout at each call would cost small shapes several per cent.
-        for name in ("cached", "makes_keys", "maps_keys", "one_query_and_key"):
+        for name in ("cached", "frequencies", "makes_keys", "maps_keys", "one_query_and_key"):
             getattr(layout, name)  # torch.compile does not trace the first reading of a cached property
         self._made = {role: (layout.matrices[role], layout.head_shape(role)) for role in "qkv"}
         self._latent = next((layout.reads[role] for role in self.design.latent_roles), "")
@@ -118,6 +120,36 @@ class Projections(nn.Module):
         if self.up_proj is not None and (span := self._spans["up_proj", roles]).names:
             read = read | span.read(self.up_proj, read[self._latent])
         return [split_heads(read[matrix], shape) for matrix, shape in map(self._made.__getitem__, roles)]
+
+    def queries_keys_values(
+        self, x: Tensor, context: Tensor | None, of_x: Span | Tensor, of_keys: Span | Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(batch, heads, length, size) each, after core, norm and rotation to their positions."""
+        if context is None:
+            q, k, v = self.heads(self.project(x, "qkv"), "qkv")
+        else:
+            (q,), (k, v) = (
+                self.heads(self.project(source, roles), roles) for source, roles in ((x, "q"), (context, "kv"))
+            )
+        q = self.queries(q, of_x)
+        same = self.layout.one_query_and_key and context is None
+        return q, q if same else self.mapped(k, of_keys, self.k_gain), v
+
+    def queries(self, q: Tensor, positions: Span | Tensor) -> Tensor:
+        """Queries after core, norm and rotation."""
+        if self.core is not None:
+            q = maps.apply_core(q, self.core, self.layout)
+        return self.mapped(q, positions, self.q_gain)
+
+    def mapped(self, tensor: Tensor, positions: Span | Tensor, gain: Tensor | None) -> Tensor:
+        """Norm and rotation of queries or keys at their positions."""
+        if not self.layout.maps_keys:
+            return tensor
+        return maps.apply(tensor, positions, self.qk_gain if gain is None else gain, self.layout)
+
+    def with_temperature(self, q: Tensor) -> Tensor:
+        """Queries times τ of the cosine similarity, if they have one."""
+        return q if self.temperature is None else q * self.temperature[:, None, None]
 
     def output(self, out: Tensor) -> Tensor:
         """The output, of the weighted values of each head."""

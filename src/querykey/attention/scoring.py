@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from querykey.attention import kernels, masks, reference, similarity
@@ -35,16 +36,19 @@ class Scoring:
         """(batch, heads, query, key), before masks."""
         return similarity.scores(q, reference.repeat_heads(k, q), self.similarity, self.scale)
 
-    def mask(self, mask: Tensor | None, q: Tensor, k: Tensor) -> Tensor | None:
-        """`mask` combined with causality, window and self-mask; None where every pair is allowed."""
+    def mask(
+        self, mask: Tensor | None, queries: int, keys: int, device: torch.device, positions: Tensor | None = None
+    ) -> Tensor | None:
+        """`mask` combined with causality, window and self-mask; None where every pair is allowed. See `combine`."""
         return masks.combine(
             mask,
-            q.shape[-2],
-            k.shape[-2],
+            queries,
+            keys,
             causal=self.causal,
             selfmask=self.selfmask,
             window=self.window,
-            device=q.device,
+            device=device,
+            positions=positions,
         )
 
     def call(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float = 0.0) -> kernels.Call:
@@ -66,5 +70,5 @@ class Scoring:
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float = 0.0
     ) -> tuple[Tensor, Tensor]:
         """The weighted values and the weights before dropout, by the formula."""
-        weights = reference.masked_softmax(self.scores(q, k), self.mask(mask, q, k))
+        weights = reference.masked_softmax(self.scores(q, k), self.mask(mask, q.shape[-2], k.shape[-2], q.device))
         return reference.weighted_sum(weights, v, dropout), weights

@@ -49,7 +49,7 @@ def of_layer(layer: SelfAttention, x: Tensor, case: Case) -> LayerPass:
         backend = layer.backend(x, cache=cache)
     # Each step starts from a shallow copy, which shares the buffer but not the length: the cache never grows.
     step = torch.no_grad()(lambda: layer(x, cache=copy.copy(cache)))
-    return LayerPass(step, backend, cache.nbytes // (case.shape.batch * cache.held))
+    return LayerPass(step, backend, cache.nbytes // (case.shape.batch * cache.stored))
 
 
 def of_lower_bound(layout: Layout, case: Case) -> Run:
