@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from querykey import SelfAttention, attend
 from querykey.attention import blocked, kernels
@@ -94,7 +95,6 @@ def test_chosen_by_size_where_it_wins():
     layer = SelfAttention(16, heads=2, causal=True)
     x = torch.zeros(1, 300, 16)
     assert layer.backend(x, mask=torch.ones(300, 300, dtype=torch.bool)) != "blocked"
-    assert layer.backend(x, context=torch.zeros(1, 400, 16)) != "blocked"
     assert SelfAttention(16, heads=2).backend(x) == "flash"
     assert layer.to(torch.bfloat16).backend(x.bfloat16()) != "blocked"
     with forcing_blocks(False):
@@ -130,3 +130,23 @@ def test_large_scores_and_long_rows_stay_finite():
     (gradient,) = torch.autograd.grad(out.sum(), q)
     assert out.isfinite().all()
     assert gradient.isfinite().all()
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_the_kernel_that_the_user_chose_is_taken_and_differentiates_twice():
+    layer = SelfAttention(16, heads=2, causal=True).double()
+    x = normal(1, 256, 16, dtype=torch.float64)
+    assert layer.backend(x) == "blocked"
+    with sdpa_kernel(SDPBackend.MATH):
+        assert layer.backend(x) == "math"
+        (gradient,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
+        (second,) = torch.autograd.grad(gradient.square().sum(), x)
+        direction = torch.randn_like(x)
+        value, tangent = torch.func.jvp(layer, (x.detach(),), (direction,))
+    step = 1e-6
+    with sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+        ahead, behind = layer(x + step * direction), layer(x - step * direction)
+    torch.testing.assert_close(tangent, (ahead - behind) / (2 * step), rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(value, layer(x))
+    assert second.isfinite().all()
+    assert second.norm() > 0

@@ -1,5 +1,6 @@
 """The universal test: every design equals the plain formula on its expanded weights, forward and gradient."""
 
+import io
 import itertools
 
 import pytest
@@ -413,3 +414,60 @@ def test_a_step_copies_its_own_position_only():
             layer(torch.randn(1, 1, DIM), cache=cache)
             addresses.append(cache._buffers["k"].data_ptr())
     assert len(set(addresses)) == 2  # 64 positions, then 128
+
+
+# Edges
+
+EDGES = ("q,k,v", "q,k=v+kv_heads=2", "q=k,v+core=full+selfmask", "q,k,v+l2", "q,k=v+latent=9", "q,k,v+qk_dim=4")
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("rotary", [False, True])
+@pytest.mark.parametrize("design", EDGES)
+def test_empty_batches_and_lengths_give_empty_results(design, rotary):
+    for causal in (False, True):
+        layer = SelfAttention(DIM, HEADS, design, causal=causal, rotary=rotary)
+        for shape in ((0, 7, DIM), (0, 300, DIM), (2, 0, DIM)):
+            x = torch.randn(shape, requires_grad=True)
+            for out in (layer(x), layer(x, return_weights=True)[0]):
+                assert out.shape == shape
+                assert torch.autograd.grad(out.sum(), x)[0].shape == shape
+            cache = KVCache()
+            with torch.no_grad():
+                layer(torch.randn(shape[0], 5, DIM), cache=cache)
+                step = torch.randn(shape[0], min(shape[1], 1), DIM)
+                assert layer(step, cache=cache).shape == step.shape
+            assert len(cache) == 5 + min(shape[1], 1)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("shape", "sentence"),
+    [
+        ((6, 6), "the first axis .* may be query or batch, both are 6; write mask.None, None. if it is query"),
+        ((6, 7, 6), "may be heads or batch, both are 6; write mask.None. if it is heads"),
+    ],
+)
+def test_masks_that_fit_in_two_ways_are_refused(shape, sentence):
+    layer, mask = SelfAttention(DIM, 6), torch.ones(shape, dtype=torch.bool)
+    x = torch.zeros(6, 7 if len(shape) == 3 else 6, DIM)
+    mask = mask if len(shape) == 2 else torch.ones(6, 7, 7, dtype=torch.bool)
+    with pytest.raises(ValueError, match=sentence):
+        layer(x, mask)
+    layer(x[:5], mask[:1] if len(shape) == 3 else mask)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_causal_layer_refuses_a_context():
+    with pytest.raises(ValueError, match="a causal layer cannot tell which positions of a context come before"):
+        SelfAttention(DIM, HEADS, causal=True)(torch.zeros(3, 7, DIM), context=torch.zeros(3, 5, DIM))
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_old_tracers_are_told_what_to_use():
+    layer, x = SelfAttention(DIM, HEADS, "q,k=v", causal=True, rotary=True), torch.zeros(2, 7, DIM)
+    with pytest.raises(RuntimeError, match=r"use torch\.export, or torch\.onnx\.export\(\.\.\., dynamo=True\)"):
+        torch.jit.trace(layer, (x,))
+    with pytest.raises(RuntimeError, match=r"use torch\.export"):
+        torch.onnx.export(layer, (x,), io.BytesIO(), dynamo=False)

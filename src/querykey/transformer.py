@@ -178,7 +178,9 @@ class Transformer(nn.Module):
             scores: Tensor = self(new.unsqueeze(-1), caches=caches)[:, -1]
             return scores
 
-        symbols = symbols.to(self.embedding.weight.device)
+        device = self.embedding.weight.device
+        if device.type != "meta":  # where the weights of an offloaded model are between calls
+            symbols = symbols.to(device)
         return generation.written(step, symbols, steps, temperature=temperature, generator=generator, stop=stop)
 
     def _embed(self, inputs: Tensor, cache: Cache | None = None) -> Tensor:

@@ -49,41 +49,40 @@ class _Blocked(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float, selfmask: bool, window: int | None) -> Tensor:
-        batch, heads, length, _ = q.shape
+        batch, heads, length, size = q.shape
         groups = k.shape[1]
-        q = (q * scale).reshape(batch * groups, heads // groups, length, -1)
-        k, v = (tensor.reshape(batch * groups, length, -1) for tensor in (k, v))
+        q = (q * scale).reshape(batch * groups, heads // groups, length, size)
+        k, v = (tensor.reshape(batch * groups, length, tensor.shape[-1]) for tensor in (k, v))
         out = q.new_empty(*q.shape[:-1], v.shape[-1])
         kept, training = [], any(ctx.needs_input_grad)
         for first, start, stop in _blocks(length, window):
             scores = _rows(q, start, stop) @ k[:, first:stop].mT
-            _hide(scores.unflatten(1, (-1, stop - start)), start, selfmask, window)
+            _hide(scores.unflatten(1, (heads // groups, stop - start)), start, selfmask, window)
             weights = scores.softmax(-1)
-            out[:, :, start:stop] = (weights @ v[:, first:stop]).unflatten(1, (-1, stop - start))
+            out[:, :, start:stop] = (weights @ v[:, first:stop]).unflatten(1, (heads // groups, stop - start))
             if training:
                 kept.append(weights)
         if training:
             ctx.save_for_backward(q, k, v, *kept)
             ctx.scale, ctx.window = scale, window
-        return out.view(batch, heads, length, -1)
+        return out.view(batch, heads, length, v.shape[-1])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, *kept = ctx.saved_tensors
-        batch, _, length, _ = gradient.shape
-        gradient = gradient.reshape(*q.shape[:-1], -1)
+        batch, heads, length, size = gradient.shape
+        gradient = gradient.reshape(*q.shape[:-1], size)
         dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
         for (first, start, stop), weights in zip(_blocks(length, ctx.window), kept, strict=True):
             above = _rows(gradient, start, stop)
             dv[:, first:stop].baddbmm_(weights.mT, above)
             # of the softmax: w (g − Σ w g), in one pass
             scores = torch._softmax_backward_data(above @ v[:, first:stop].mT, weights, -1, weights.dtype)
-            dq[:, :, start:stop] = (scores @ k[:, first:stop]).unflatten(1, (-1, stop - start))
+            dq[:, :, start:stop] = (scores @ k[:, first:stop]).unflatten(1, (q.shape[1], stop - start))
             dk[:, first:stop].baddbmm_(scores.mT, _rows(q, start, stop))
-        shape = (batch, -1, length)
-        gradients = (dq.mul_(ctx.scale), dk, dv)
-        return *(tensor.view(*shape, tensor.shape[-1]) for tensor in gradients), None, None, None
+        gradients = ((dq.mul_(ctx.scale), heads), (dk, heads // q.shape[1]), (dv, heads // q.shape[1]))
+        return *(tensor.view(batch, count, length, tensor.shape[-1]) for tensor, count in gradients), None, None, None
 
 
 def _blocks(length: int, window: int | None) -> Iterator[tuple[int, int, int]]:

@@ -30,6 +30,11 @@ def check_inputs(
     Raises:
         ValueError: with what was expected and what came.
     """
+    if torch._C._is_tracing():
+        raise RuntimeError(
+            "torch.jit.trace and the old ONNX exporter fix what depends on lengths; "
+            "use torch.export, or torch.onnx.export(..., dynamo=True)"
+        )
     if (
         x.ndim != 3
         or x.shape[-1] != layout.dim

@@ -171,7 +171,7 @@ def _within(
 def _by_blocks(q: Tensor, k: Tensor, v: Tensor, window: int | None = None) -> bool:
     """Whether causal attention of as many queries as keys is computed by blocks of rows."""
     able = q.device.type == "cpu" and q.dtype in (torch.float32, torch.float64) and q.shape[-2] > 1
-    able = able and v.shape[1] == k.shape[1]
+    able = able and v.shape[1] == k.shape[1] and torch.backends.cuda.flash_sdp_enabled()  # `sdpa_kernel` may forbid it
     if _force_blocks is not None or not able:
         return able and bool(_force_blocks)
     if wants_plain(q):
@@ -198,13 +198,14 @@ def _by_products(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> bool:
 
 def _products(call: Call) -> Tensor:
     """The formula, with the heads of a group as the rows of one product."""
-    batch, heads, queries, size = call.q.shape
-    keys = call.k.shape[2]
-    rows = (call.q * call.scale).reshape(batch, call.k.shape[1], -1, size)
+    batch, heads, queries, size = call.q.shape  # any may be 0, so none is left to be inferred
+    groups, keys = call.k.shape[1:3]
+    rows = (call.q * call.scale).reshape(batch, groups, heads // groups * queries, size)
     weights = reference.masked_softmax((rows @ call.k.mT).view(batch, heads, queries, keys), call.mask)
     if call.dropout:
         weights = F.dropout(weights, call.dropout)
-    return (weights.view(batch, call.v.shape[1], -1, keys) @ call.v).view(batch, heads, queries, -1)
+    groups, _, size = call.v.shape[1:]
+    return (weights.view(batch, groups, heads // groups * queries, keys) @ call.v).view(batch, heads, queries, size)
 
 
 def _expand(mask: Tensor | None) -> Tensor | None:

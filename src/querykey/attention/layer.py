@@ -87,7 +87,6 @@ class SelfAttention(CachedAttention):
         context: Tensor | None = ...,
         return_weights: Literal[False] = ...,
         cache: Cache | None = ...,
-        *,
         key_padding: Tensor | None = ...,
         positions: Positions | None = ...,
     ) -> Tensor: ...
@@ -111,7 +110,6 @@ class SelfAttention(CachedAttention):
         context: Float[Tensor, "batch keys dim"] | None = None,
         return_weights: bool = False,
         cache: Cache | None = None,
-        *,
         key_padding: Bool[Tensor, "batch keys"] | None = None,
         positions: Positions | None = None,
     ) -> Float[Tensor, "batch length dim"] | tuple[Tensor, Tensor]:

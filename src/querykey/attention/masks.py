@@ -58,10 +58,10 @@ def restrict(mask: Tensor | None, allow: Tensor) -> Tensor:
 
 
 def check(mask: Tensor, shape: tuple[int, ...]) -> None:
-    """Refuse a mask that does not broadcast to `shape`, (..., query, key), or is of neither kind.
+    """Raise unless a mask is of either kind and broadcasts to `shape`, (..., query, key), in one way only.
 
     Raises:
-        ValueError: with both shapes, and how a key padding mask is written.
+        ValueError: with both shapes, and how the mask that may be meant is written.
     """
     if mask.dtype != torch.bool and not mask.is_floating_point():
         raise ValueError(
@@ -72,8 +72,16 @@ def check(mask: Tensor, shape: tuple[int, ...]) -> None:
     )
     if not fits:
         raise ValueError(
-            f"a mask must broadcast to {_names(len(shape))} = {tuple(shape)}, but has shape {tuple(mask.shape)}; "
-            "key padding of shape (batch, key) is given as mask[:, None, None, :]"
+            f"a mask must broadcast to ({', '.join(_names(len(shape)))}) = {tuple(shape)}, but has shape "
+            f"{tuple(mask.shape)}; key padding of shape (batch, key) is given as mask[:, None, None, :]"
+        )
+    missing = len(shape) - mask.ndim
+    if mask.ndim > 1 and missing and mask.shape[0] == shape[0] == shape[missing] > 1:
+        axis = _names(len(shape))[missing]
+        raise ValueError(
+            f"the first axis of a mask of shape {tuple(mask.shape)} may be {axis} or batch, both are {shape[0]}; write "
+            f"mask[{', '.join(['None'] * missing)}] if it is {axis}, and if it is batch add the axes that are missing "
+            "after it, such as mask[:, None], or give key padding as key_padding="
         )
 
 
@@ -91,5 +99,6 @@ def check_window(window: int | None, causal: bool) -> None:
         raise ValueError("a window counts the positions before each query, so it needs causal=True")
 
 
-def _names(ndim: int) -> str:
-    return "(" + ", ".join(("batch", "heads", "query", "key")[-ndim:]) + ")"
+def _names(ndim: int) -> tuple[str, ...]:
+    """Of the axes of a mask for queries with as many dimensions."""
+    return ("query", "key") if ndim == 2 else ("batch", *("heads",) * (ndim - 3), "query", "key")

@@ -53,6 +53,7 @@ class Scoring:
 
     def call(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float = 0.0) -> kernels.Call:
         """The kernel call that gives the weighted values; (batch, heads, length, size) each."""
+        q, k, v = _one_dtype(q, k, v)
         q, k = similarity.as_dot_product(q, k, self.similarity)
         return kernels.prepare(
             q,
@@ -70,5 +71,15 @@ class Scoring:
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float = 0.0
     ) -> tuple[Tensor, Tensor]:
         """The weighted values and the weights before dropout, by the formula."""
-        weights = reference.masked_softmax(self.scores(q, k), self.mask(mask, q.shape[-2], k.shape[-2], q.device))
+        q, k, v = _one_dtype(q, k, v)
+        mask = self.mask(mask, q.shape[-2], k.shape[-2], q.device)
+        weights = reference.masked_softmax(self.scores(q, k), mask).to(v.dtype)
         return reference.weighted_sum(weights, v, dropout), weights
+
+
+def _one_dtype(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """In the dtype of autocast where it is enabled: norms leave float32 there, and unprojected inputs may be so."""
+    if not torch.is_autocast_enabled(v.device.type) or v.dtype == torch.float64:
+        return q, k, v
+    dtype = torch.get_autocast_dtype(v.device.type)
+    return q.to(dtype), k.to(dtype), v.to(dtype)
