@@ -74,7 +74,11 @@ class KVCache(Cache):
     @property
     def nbytes(self) -> int:
         """Bytes of the positions that are stored; free capacity is not counted."""
-        return sum(buffer[:, :, : self.stored].numel() * buffer.element_size() for buffer in self._buffers.values())
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.contents().values())
+
+    def contents(self) -> dict[str, Tensor]:
+        """What is stored, by name: views of the buffers, (batch, heads, positions, size) each."""
+        return {name: buffer[:, :, : self.stored] for name, buffer in self._buffers.items()}
 
     def next_positions(self, new: int) -> Span | Tensor:
         """The positions of the next `new` ones: a span, or a tensor where a graph must not depend on them."""

@@ -30,7 +30,7 @@ def check_inputs(
     Raises:
         ValueError: with what was expected and what came.
     """
-    if torch._C._is_tracing():
+    if torch.jit.is_tracing():  # type: ignore[attr-defined]
         raise RuntimeError(
             "torch.jit.trace and the old ONNX exporter fix what depends on lengths; "
             "use torch.export, or torch.onnx.export(..., dynamo=True)"
