@@ -12,17 +12,19 @@ import torch
 from querykey import SelfAttention
 
 DESIGNS = ["q,k,v", "q=k,v+core=full+selfmask", "q,k=v+cosine+qknorm", "q=k,v+core=signed+l2",
-           "q=v,k", "q=k=v+core=symmetric", "q,k,v+kv_heads=2+qk_dim=6", "q=k=x,v"]
+           "q=v,k+xsa", "q=k=v+core=symmetric", "q,k,v+kv_heads=2+qk_dim=6", "q=k=x,v"]
 torch.manual_seed(0)
 for number, design in enumerate(DESIGNS):
     causal, rotary = number % 2 == 0, "symmetric" not in design and number % 3 == 0
-    layer = SelfAttention(40, 4, design, causal=causal, rotary=rotary)
+    more = {"softcap": 4.0, "sinks": True} if number == 4 else {"alibi": True} if number == 5 else {}
+    layer = SelfAttention(40, 4, design, causal=causal, rotary=rotary, **more)
     x = torch.randn(2, 7, 40)
     mask = (torch.arange(7) < torch.tensor([7, 5])[:, None])[:, None, None, :]
     torch.compiler.reset()
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
-    for inputs in ((x,), (x, mask)):
-        torch.testing.assert_close(compiled(*inputs), layer(*inputs))
+    packed = {"document": torch.tensor([[0, 0, 0, 1, 1, 1, 1], [0, 1, 1, 1, 1, 1, 2]])}
+    for inputs in ({}, {"mask": mask}, {"key_padding": mask[:, 0, 0]}, packed):
+        torch.testing.assert_close(compiled(x, **inputs), layer(x, **inputs))
     layer.zero_grad()
     layer(x).square().sum().backward()
     plain = [parameter.grad.clone() for parameter in layer.parameters()]

@@ -41,6 +41,9 @@ OPTIONS = (
     "+latent=7+kv_heads=2+qknorm",
     "+latent=9+qk_dim=4+l2+selfmask",
     "+latent=16+kv_heads=3+cosine",
+    "+xsa",
+    "+xsa+kv_heads=2+selfmask",
+    "+xsa+latent=9",
 )
 SETTINGS = (
     "plain",
@@ -61,6 +64,16 @@ SETTINGS = (
     "partial rotary causal",
     "static cached",
     "rotary window static cached",
+    "softcap causal",
+    "sinks padding",
+    "alibi causal additive",
+    "alibi sinks softcap bias window cached",
+    "alibi sinks softcap rotary static cached",
+    "documents causal",
+    "documents alibi sinks softcap rotary window causal",
+    "wide cross",
+    "values rotary cross",
+    "key padding rotary causal",
 )
 
 
@@ -68,13 +81,18 @@ def rotation(setting):
     return Rotary(500.0, 4, interleaved=True) if "partial" in setting else "rotary" in setting
 
 
-def possible(sharing, option, rotary=False):
+def possible(sharing, option, setting=""):
     """The design, or None where the layout refuses it. With head_dim 30 an unprojected input may have 2 key heads."""
     try:
         design = Design.parse(sharing + option)
         head_dim = DIM // (design.kv_heads or HEADS) if "x" in sharing else DIM // HEADS
-        Layout.of(design, DIM, HEADS, head_dim=head_dim, rotary=rotary)
+        context = DIM + 12 if "wide" in setting else None
+        layout = Layout.of(design, DIM, HEADS, head_dim=head_dim, rotary=rotation(setting), context_dim=context)
     except DesignError:
+        return None
+    if "cross" in setting and (design.selfmask or design.xsa):
+        return None
+    if "values" in setting and layout.reads["k"] == layout.reads["v"]:
         return None
     return design, head_dim
 
@@ -82,14 +100,15 @@ def possible(sharing, option, rotary=False):
 CASES = [
     (*found, setting)
     for sharing, option, setting in itertools.product(SHARINGS, OPTIONS, SETTINGS)
-    if (found := possible(sharing, option, rotation(setting))) and not ("cross" in setting and "selfmask" in option)
+    if (found := possible(sharing, option, setting))
 ]
 
 
-def oracle(layer, x, mask=None, context=None, positions=None):
+def oracle(layer, x, mask=None, context=None, positions=None, values=None, document=None, key_padding=None):
     """softmax(Q Kᵀ / √d_k) V from `layer.weights()`, written with einsum, complex rotations and index arithmetic."""
     w, design, layout = layer.weights(), layer.design, layer.layout
     source = x if context is None else context
+    others = source if values is None else values
 
     def project(inputs, matrix, bias):
         out = torch.einsum("bnd,hdk->bhnk", inputs, matrix)
@@ -97,8 +116,8 @@ def oracle(layer, x, mask=None, context=None, positions=None):
 
     q = project(x, w.W_Q, w.b_Q)
     k, v = (
-        project(source, matrix, bias)[:, torch.arange(HEADS) // (HEADS // layout.kv_heads)]
-        for matrix, bias in ((w.W_K, w.b_K), (w.W_V, w.b_V))
+        project(given, matrix, bias)[:, torch.arange(HEADS) // (HEADS // layout.kv_heads)]
+        for given, matrix, bias in ((source, w.W_K, w.b_K), (others, w.W_V, w.b_V))
     )
     if design.qknorm:
         q, k = (
@@ -117,9 +136,18 @@ def oracle(layer, x, mask=None, context=None, positions=None):
         case "l2":
             scores = (q[..., :, None, :] - k[..., None, :, :]).square().sum(-1) * -0.5 * layout.qk_dim**-0.5
     i, j = torch.arange(x.shape[1])[:, None], torch.arange(source.shape[1])
+    if layer.scoring.softcap is not None:
+        scores = layer.scoring.softcap * torch.tanh(scores / layer.scoring.softcap)
+    if layer.scoring.alibi:  # six heads: four slopes of a quarter of 8, then every second of an eighth
+        slopes = 0.5 ** torch.tensor([2.0, 4.0, 6.0, 8.0, 1.0, 3.0]).double()
+        scores = scores - slopes[:, None, None] * (i + source.shape[1] - x.shape[1] - j).abs()
     allowed = torch.ones(BATCH, HEADS, x.shape[1], source.shape[1], dtype=torch.bool)
     if layer.causal:
         allowed &= j <= i + source.shape[1] - x.shape[1]
+    if document is not None:
+        allowed &= (document[:, :, None] == document[:, None])[:, None]
+    if key_padding is not None:
+        allowed &= key_padding[:, None, None]
     if layer.window is not None:
         allowed &= i + source.shape[1] - x.shape[1] - j < layer.window
     if mask is not None:
@@ -129,9 +157,17 @@ def oracle(layer, x, mask=None, context=None, positions=None):
     if design.selfmask:
         alone = ~(allowed & (i != j)).any(-1, keepdim=True)
         allowed &= (i != j) | alone
-    weights = torch.where(allowed, (scores - scores.amax(-1, keepdim=True)).exp(), 0.0)
-    weights = weights / weights.sum(-1, keepdim=True).clamp(min=1e-300)
-    out = torch.einsum("bhqs,bhsk,hkd->bqd", weights, v, w.W_O)
+    top = scores.amax(-1, keepdim=True)
+    weights = torch.where(allowed, (scores - top).exp(), 0.0)
+    total = weights.sum(-1, keepdim=True)
+    if w.sinks is not None:
+        total = total + (w.sinks[:, None, None] - top).exp()
+    heads = torch.einsum("bhqs,bhsk->bhqk", weights / total.clamp(min=1e-300), v)
+    if design.xsa:
+        heads = heads - (heads * v).sum(-1, keepdim=True) / (v * v).sum(-1, keepdim=True) * v
+    if key_padding is not None:
+        heads = heads * key_padding[:, None, :, None]
+    out = torch.einsum("bhqk,hkd->bqd", heads, w.W_O)
     return out if w.b_O is None else out + w.b_O
 
 
@@ -157,6 +193,10 @@ def make(design, head_dim, setting, seed=5):
         rotary=rotation(setting),
         window=3 if "window" in setting else None,
         bias="bias" in setting,
+        context_dim=DIM + 12 if "wide" in setting else None,
+        softcap=3.0 if "softcap" in setting else None,
+        sinks="sinks" in setting,
+        alibi="alibi" in setting,
     ).double()
     with torch.no_grad():
         for parameter in layer.parameters():
@@ -165,11 +205,17 @@ def make(design, head_dim, setting, seed=5):
     x = torch.randn(BATCH, LENGTH, DIM, generator=generator, dtype=torch.float64, requires_grad=True)
     inputs = {}
     if "cross" in setting:
-        shape = (BATCH, KEYS, DIM)
+        shape = (BATCH, KEYS, DIM + 12 if "wide" in setting else DIM)
         inputs["context"] = torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True)
         if "rotary" in setting:
             inputs["positions"] = torch.arange(LENGTH), torch.arange(CONTEXT_START, CONTEXT_START + KEYS)
-    if "padding" in setting:
+    if "values" in setting:
+        inputs["values"] = torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True)
+    if "documents" in setting:
+        inputs["document"] = torch.tensor([[4, 4, 1, 1, 1, 1, 9], [0] * 7, [3, 2, 2, 2, 2, 1, 1]])
+    if "key padding" in setting:
+        inputs["key_padding"] = torch.arange(LENGTH) < torch.tensor([7, 4, 1])[:, None]
+    elif "padding" in setting:
         inputs["mask"] = (torch.arange(LENGTH) < torch.tensor([7, 4, 1])[:, None])[:, None, None, :]
     if "additive" in setting:
         mask = torch.randn(BATCH, 1, LENGTH, LENGTH, generator=generator, dtype=torch.float64)
@@ -196,19 +242,19 @@ def stepwise(layer, x, sizes=(1, 1, 3, 2), static=False):
 @pytest.mark.parametrize("sharing", SHARINGS)
 def test_every_design_equals_the_formula_on_its_expanded_weights(sharing, setting):
     cases = [case for case in CASES if case[0].sharing == Design.parse(sharing).sharing and case[2] == setting]
-    assert cases
+    assert cases or "cross" in setting  # where roles cannot share
     for design, head_dim, _ in cases:
         layer, x, inputs, generator = make(design, head_dim, setting)
         expected = oracle(layer, x, **inputs)
         direction = torch.randn(expected.shape, generator=generator, dtype=torch.float64)
-        leaves = [x, *layer.parameters(), *(t for name, t in inputs.items() if name == "context")]
+        leaves = [x, *layer.parameters(), *(t for name, t in inputs.items() if name in ("context", "values"))]
         wanted = torch.autograd.grad((expected * direction).sum(), leaves, allow_unused=True)
         ways = (
             [stepwise(layer, x), stepwise(layer, x, (4, 2, 1))]
             if "cached" in setting
             else [layer(x, **inputs), layer(x, **inputs, return_weights=True)[0]]
         )
-        if "cached" not in setting and "context" not in inputs:
+        if not inputs.keys() & {"context", "document", "key_padding"} and not {"cached", "sinks"} & {*setting.split()}:
             ways.append(layer.forward_with(by_formula, x, **inputs))
         for got in ways:
             torch.testing.assert_close(got, expected, rtol=0, atol=1e-10, msg=lambda m, d=design: f"{d}: {m}")
@@ -384,7 +430,7 @@ def test_autocast_takes_other_floating_point_numbers_and_integers_are_refused(de
 
 
 def test_selfmask_refuses_a_context_and_dropout_must_be_a_probability():
-    with pytest.raises(ValueError, match="no self to mask"):
+    with pytest.raises(ValueError, match="no self to exclude"):
         SelfAttention(DIM, HEADS, "q,k,v+selfmask")(torch.zeros(3, 7, 60), context=torch.zeros(3, 5, 60))
     with pytest.raises(ValueError, match="dropout must be a probability"):
         SelfAttention(DIM, HEADS, dropout=1.0)

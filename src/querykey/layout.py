@@ -57,6 +57,8 @@ class Layout:
     qk_dim: int
     bias: bool
     rotary: Rotary | None
+    context_dim: int | None = None
+    sinks: bool = False
 
     @classmethod
     def of(
@@ -68,6 +70,8 @@ class Layout:
         head_dim: int | None = None,
         bias: bool = False,
         rotary: Rotary | bool | None = False,
+        context_dim: int | None = None,
+        sinks: bool = False,
     ) -> Layout:
         """The weights of a design at these sizes, and what they cost.
 
@@ -79,6 +83,9 @@ class Layout:
                 ``dim / heads`` when not given.
             bias: whether each projection has a bias.
             rotary: how queries and keys are rotated by position; True for `Rotary()`.
+            context_dim: width of what keys and values are made of, where that is always another input than that of
+                queries (cross-attention).
+            sinks: whether each head has a learned score that takes part in the softmax and reads no value.
 
         Raises:
             DesignError: if the design is impossible, at all or at these sizes.
@@ -86,7 +93,8 @@ class Layout:
         design = Design.parse(design)
         try:
             check_combination(design, rotary=bool(rotary))
-            for name, value in {"dim": dim, "heads": heads, "head_dim": head_dim}.items():
+            sizes = {"dim": dim, "heads": heads, "head_dim": head_dim, "context_dim": context_dim}
+            for name, value in sizes.items():
                 if value is not None and value < 1:
                     raise DesignError(f"{name} must be positive, not {value}")
             if head_dim is None:
@@ -96,7 +104,8 @@ class Layout:
             kv_heads = heads if design.kv_heads is None else design.kv_heads
             if heads % kv_heads:
                 raise DesignError(f"kv_heads {kv_heads} must divide the {heads} query heads")
-            layout = cls(design, dim, heads, kv_heads, head_dim, design.qk_dim or head_dim, bias, Rotary.of(rotary))
+            qk_dim, turned = design.qk_dim or head_dim, Rotary.of(rotary)
+            layout = cls(design, dim, heads, kv_heads, head_dim, qk_dim, bias, turned, context_dim, sinks)
             _refuse_sizes(layout)
         except DesignError as error:
             raise DesignError(f"design {design}: {error}") from None
@@ -143,12 +152,15 @@ class Layout:
     @cached_property
     def products(self) -> dict[str, dict[str, slice]]:
         """The rows of each fused matrix product: ``{"in_proj": {"q_proj": slice(0, 64), …}, …}``."""
-        output = {"o_proj": (1, self.dim)}
-        return {
-            product: _rows(shapes)
-            for product, shapes in (("in_proj", self.projections), ("up_proj", self.ups), ("o_proj", output))
-            if shapes
-        }
+        shapes: dict[str, dict[str, tuple[int, int]]] = {"in_proj": {}, "context_proj": {}}
+        for name, shape in self.projections.items():
+            shapes["context_proj" if self.reads_context(name) else "in_proj"][name] = shape
+        shapes |= {"up_proj": self.ups, "o_proj": {"o_proj": (1, self.dim)}}
+        return {product: _rows(parts) for product, parts in shapes.items() if parts}
+
+    def reads_context(self, projection: str) -> bool:
+        """Whether a projection is one of a context only."""
+        return self.context_dim is not None and projection != self.reads["q"]
 
     @cached_property
     def one_query_and_key(self) -> bool:
@@ -181,11 +193,15 @@ class Layout:
         """Every learned tensor; a projection has shape (heads × head size, width), as `nn.functional.linear` wants."""
         found = []
         for name, (heads, size) in self.projections.items():
-            found += self._matrix(name, heads * size, self.dim)
+            found += self._matrix(name, heads * size, self._width(name))
         for name, (heads, size) in self.ups.items():
             found += self._matrix(name, heads * size, self.latent)
         found += self._matrix("o_proj", self.dim, self.heads * self.head_dim)
         return (*found, *self._core_weights(), *self._similarity_weights())
+
+    def _width(self, projection: str) -> int:
+        """Size of what a projection reads."""
+        return self.context_dim if self.context_dim is not None and self.reads_context(projection) else self.dim
 
     def _matrix(self, name: str, rows: int, width: int) -> list[Weight]:
         scale = self.design.qkscale if name in (self.matrices["q"], self.matrices["k"]) else 1.0
@@ -215,6 +231,8 @@ class Layout:
         if self.design.qknorm:
             names = ["qk_gain"] if self.design.shares("q", "k") else ["q_gain", "k_gain"]
             found += [Weight(name, (self.qk_dim,), "constant", 1.0) for name in names]
+        if self.sinks:
+            found.append(Weight("sinks", (self.heads,), "constant", 0.0))
         return found
 
     @cached_property
@@ -227,8 +245,8 @@ class Layout:
 
         Scores and weighted sums are counted for all pairs of positions, also where a causal mask leaves half of them.
         """
-        projected = self.dim * sum(heads * size for heads, size in self.projections.values())
-        projected += sum((self.latent) * heads * size for heads, size in self.ups.values())
+        projected = sum(self._width(name) * heads * size for name, (heads, size) in self.projections.items())
+        projected += sum(self.latent * heads * size for heads, size in self.ups.values())
         core = {None: 0, "signed": 0, "symmetric": self.qk_dim**2, "full": self.qk_dim**2}[self.design.core]
         output = self.heads * self.head_dim * self.dim
         pairs = self.heads * (self.qk_dim + self.head_dim)
@@ -254,6 +272,12 @@ class Layout:
 
 def _refuse_sizes(layout: Layout) -> None:
     """Raise for what is impossible at these sizes."""
+    queries = next(part for part in layout.design.parts if "q" in part)
+    if layout.context_dim is not None and {*queries} & {"k", "v"}:
+        raise DesignError(
+            "with context_dim keys and values are never made of the input of queries, so they cannot share with them; "
+            "leave context_dim out, or write q on its own"
+        )
     if layout.rotary is not None:
         if layout.rotary.size is None and layout.qk_dim % 2:
             raise DesignError(
@@ -271,10 +295,11 @@ def _refuse_sizes(layout: Layout) -> None:
             if any(layout.head_shape(role) != (heads, size) for role in part if role != "x"):
                 shapes = ", ".join(f"{role}: {layout.head_shape(role)}" for role in part if role != "x")
                 raise DesignError(f"roles that are the input must have the same heads and sizes, not {shapes}")
-            if heads * size != layout.dim:
+            width = layout.context_dim if layout.context_dim is not None and part[0] != "q" else layout.dim
+            if heads * size != width:
                 raise DesignError(
                     f"the unprojected input is read as {heads} heads of {size}, which is {heads * size} numbers, "
-                    f"but dim is {layout.dim}; they must be equal"
+                    f"but its width is {width}; they must be equal"
                 )
 
 

@@ -43,6 +43,10 @@ class Cache:
         """Store these (batch, heads, new positions, size), and return all that they can see, in the same order."""
         raise NotImplementedError
 
+    def contents(self) -> dict[str, Tensor]:
+        """What is stored, by name, (batch, heads, positions, size) each."""
+        raise NotImplementedError
+
     def bind(self, layer: nn.Module) -> None:
         """Make this the cache of a layer, if it is of none yet.
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable
-from dataclasses import replace
-from typing import Any
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -29,70 +28,85 @@ MOST_BYTES = 2**24
 PART_BYTES = 2**22
 
 
+class Rules(NamedTuple):
+    """How a layer attends, besides its design; see `SelfAttention`."""
+
+    causal: bool
+    window: int | None
+    dropout: float
+    softcap: float | None
+    alibi: bool
+
+
 class CachedAttention(Projections):
     """Projections with the attention between queries, keys and values, and attention to a cache.
 
     Args:
         layout: the design at sizes.
-        causal, window, dropout: see `SelfAttention`.
-        factory: device and dtype of the parameters.
+        rules: how the layer attends.
+        device, dtype: of the parameters.
     """
 
-    def __init__(self, layout: Layout, *, causal: bool, window: int | None, dropout: float, **factory: Any) -> None:
-        super().__init__(layout, **factory)
-        self.causal = causal
-        self.window = window
-        self.dropout = dropout
+    def __init__(
+        self,
+        layout: Layout,
+        rules: Rules,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(layout, device=device, dtype=dtype)
+        self.causal = rules.causal
+        self.window = rules.window
+        self.dropout = rules.dropout
         cosine = self.design.similarity == "cosine"  # of which queries and keys come normalised
         self.scoring = Scoring(
             scale=1.0 if cosine else layout.qk_dim**-0.5,
             similarity="dot" if cosine else self.design.similarity,
-            causal=causal,
-            window=window,
+            causal=rules.causal,
+            window=rules.window,
             selfmask=self.design.selfmask,
+            softcap=rules.softcap,
+            alibi=rules.alibi,
         )
-        self.unmasked = replace(self.scoring, causal=False, window=None, selfmask=False)
+        self.unmasked = self.scoring.unmasked
 
     @property
     def current_dropout(self) -> float:
         """The probability that applies now: 0 in evaluation."""
         return self.dropout if self.training else 0.0
 
-    def attend(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        mask: Tensor | None,
-        return_weights: bool,
-        scoring: Scoring | None = None,
-        first: int = 0,
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        """The output, and with `return_weights` the weights over all keys, of which `first` are no longer stored."""
-        scoring = scoring or self.scoring
-        if not return_weights:
-            return self.output(kernels.run(scoring.call(q, k, v, mask, self.current_dropout)))
-        out, weights = scoring.explicit(q, k, v, mask, self.current_dropout)
-        return self.output(out), F.pad(weights, (first, 0)) if first else weights
+    def weighted(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scoring: Scoring | None = None) -> Tensor:
+        """The weighted values of each head, (batch, heads, query, size), by a kernel."""
+        return kernels.run((scoring or self.scoring).call(q, k, v, mask, self.current_dropout, self.sinks))
+
+    def explicit(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scoring: Scoring | None = None, first: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """The weighted values by the formula, and the weights over all keys, of which `first` are no longer stored."""
+        out, weights = (scoring or self.scoring).explicit(q, k, v, mask, self.current_dropout, self.sinks)
+        return out, F.pad(weights, (first, 0)) if first else weights
 
     def attend_to_cache(
         self, x: Tensor, mask: Tensor | None, return_weights: bool, cache: Cache, sequence: Sequence
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        """Extend the cache by `x`, and attend to all that it stores."""
-        own = cache.next_positions(x.shape[1])
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Extend the cache by `x`, and attend to it: weighted values, weights if asked for, the values of `x`."""
         if self.makes_keys(cache):
             return self._attend_to_shared(x, mask, return_weights, cache, sequence)
-        positions = sequence.next(own)
-        q, k, v = self.queries_keys_values(x, None, positions, positions)
+        own = cache.next_positions(x.shape[1])
+        q, k, new = self.queries_keys_values(x, sequence.next(own))
         if "kv" in self.layout.cached and not self.layout.makes_keys:
-            (k,) = (v,) = cache.append(self.window, kv=v)
+            (k,) = (v,) = cache.append(self.window, kv=new)
         else:
-            k, v = cache.append(self.window, k=k, v=v)
-        mask, scoring, first = self.seen(mask, cache, own, v)
-        return self.attend(self.with_temperature(q), k, v, mask, return_weights, scoring, first)
+            k, v = cache.append(self.window, k=k, v=new)
+        q = self.with_temperature(q)
+        mask, scoring, first = self.seen(mask, cache, own, q, v)
+        if return_weights:
+            return *self.explicit(q, k, v, mask, scoring, first), new
+        return self.weighted(q, k, v, mask, scoring), None, new
 
     def seen(
-        self, mask: Tensor | None, cache: Cache, own: Span | Tensor, kept: Tensor
+        self, mask: Tensor | None, cache: Cache, own: Span | Tensor, q: Tensor, kept: Tensor
     ) -> tuple[Tensor | None, Scoring, int]:
         """Of what a cache gives to queries at `own`: the mask over it, what is left to mask, and its first position."""
         keys = kept.shape[2]
@@ -100,7 +114,7 @@ class CachedAttention(Projections):
             first = own.stop - keys
             return cache.hidden(mask, first, own.stop, kept.device), self.scoring, first
         mask = cache.hidden(mask, 0, keys, kept.device)
-        return self.scoring.mask(mask, len(own), keys, kept.device, own), self.unmasked, 0
+        return self.scoring.mask(mask, q, keys, own), self.unmasked, 0
 
     # A cache that keeps one tensor, of which keys are made at each reading
 
@@ -110,7 +124,7 @@ class CachedAttention(Projections):
 
     def _attend_to_shared(
         self, x: Tensor, mask: Tensor | None, return_weights: bool, cache: Cache, sequence: Sequence
-    ) -> Tensor | tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
         own, read = cache.next_positions(x.shape[1]), self.project(x, "qkv")
         (q,) = self.heads(read, "q")
         q = self.with_temperature(self.queries(q, sequence.next(own)))
@@ -118,17 +132,21 @@ class CachedAttention(Projections):
         if isinstance(sequence.given, Tensor):
             new["positions"] = sequence.given.expand(len(x), -1)[:, None, :, None]
         kept, *given = cache.append(self.window, **new)
-        mask, scoring, first = self.seen(mask, cache, own, kept)
+        mask, scoring, first = self.seen(mask, cache, own, q, kept)
         positions = sequence.stored(first, kept.shape[2], *given)
+        own_values = self.heads(read, "v")[0] if self.design.xsa else new["kv"]
         if return_weights:
-            return self.attend(q, *self._keys_and_values(kept, positions), mask, return_weights, scoring, first)
+            k, v = self._keys_and_values(kept, positions)
+            return *self.explicit(q, k, v, mask, scoring, first), own_values
         if self.up_proj is not None:
-            return self.output(self._attend_to_latents(q, kept, positions, mask, scoring))
+            return self._attend_to_latents(q, kept, positions, mask, scoring), None, own_values
 
         def attend(q: Tensor, v: Tensor, mask: Tensor | None, positions: Span | Tensor) -> Tensor:
-            return kernels.run(scoring.call(q, self.mapped(v, positions, self.k_gain), v, mask, self.current_dropout))
+            return self.weighted(q, self.mapped(v, positions, self.k_gain), v, mask, scoring)
 
-        return self.output(attend_in_parts(attend, q, kept, mask, positions))
+        if scoring.alibi or self.sinks is not None:  # which differ between heads
+            return attend(q, kept, mask, positions), None, own_values
+        return attend_in_parts(attend, q, kept, mask, positions), None, own_values
 
     def _keys_and_values(self, kept: Tensor, positions: Span | Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of what a cache stores at these positions."""
@@ -143,15 +161,18 @@ class CachedAttention(Projections):
         """Weighted values, (batch, heads, query, size)."""
         if not self.sums_latents(q):
             k, v = self._keys_and_values(latents, positions)
-            return kernels.run(scoring.call(q, k, v, mask, self.current_dropout))
+            return self.weighted(q, k, v, mask, scoring)
         (k,) = self.heads({self.layout.reads["k"]: latents.squeeze(1)}, "k")
-        call = scoring.call(q, self.mapped(k, positions, self.k_gain), latents, mask, self.current_dropout)
+        k = self.mapped(k, positions, self.k_gain)
+        call = scoring.call(q, k, latents, mask, self.current_dropout, self.sinks)
         return self._up_values(kernels.run(call), call.mask)
 
     def sums_latents(self, q: Tensor) -> bool:
         """Whether latents are summed, rather than values made of them: less work for few queries."""
         if self.up_proj is None or not projections.is_plain(self.up_proj):
             return False
+        if self.layout.bias and (self.sinks is not None or self.current_dropout):
+            return False  # the weights do not sum to 1, nor then the bias of values
         groups, size = self.layout.head_shape("v")
         return q.shape[1] * q.shape[2] * (self.layout.latent - size) < self.layout.latent * groups * size
 

@@ -16,13 +16,14 @@ class PlainWeights(NamedTuple):
     """A design written out as ordinary attention: the weights that the textbook formula needs, per head.
 
     A core is folded into `W_Q` and `b_Q`, and a latent into the weights of its roles; keys and values of a group are
-    given once. `temperature` is τ of the cosine similarity, the gains belong to the norms of queries and keys; None
-    where the design has none.
+    given once. `temperature` is τ of the cosine similarity, the gains belong to the norms of queries and keys, and
+    sinks are scores without a value; None where the design has none. With a context of another width, W_K and W_V have
+    that width.
     """
 
     W_Q: Float[Tensor, "heads dim qk_dim"]
-    W_K: Float[Tensor, "kv_heads dim qk_dim"]
-    W_V: Float[Tensor, "kv_heads dim head_dim"]
+    W_K: Float[Tensor, "kv_heads context_dim qk_dim"]
+    W_V: Float[Tensor, "kv_heads context_dim head_dim"]
     W_O: Float[Tensor, "heads head_dim dim"]
     b_Q: Float[Tensor, "heads qk_dim"] | None = None
     b_K: Float[Tensor, "kv_heads qk_dim"] | None = None
@@ -31,6 +32,7 @@ class PlainWeights(NamedTuple):
     temperature: Float[Tensor, " heads"] | None = None
     q_gain: Float[Tensor, " qk_dim"] | None = None
     k_gain: Float[Tensor, " qk_dim"] | None = None
+    sinks: Float[Tensor, " heads"] | None = None
 
 
 def expand(layout: Layout, tensors: Mapping[str, Tensor]) -> PlainWeights:
@@ -55,6 +57,7 @@ def expand(layout: Layout, tensors: Mapping[str, Tensor]) -> PlainWeights:
         tensors.get("temperature"),
         tensors.get("q_gain", tensors.get("qk_gain")),
         tensors.get("k_gain", tensors.get("qk_gain")),
+        tensors.get("sinks"),
     )
 
 
@@ -87,7 +90,8 @@ def _per_head(layout: Layout, tensors: Mapping[str, Tensor], role: str) -> Tenso
     name = layout.reads[role]
     if name == "x":
         like = tensors["o_proj"]
-        matrix = torch.eye(layout.dim, dtype=like.dtype, device=like.device)
+        width = layout.dim if role == "q" or layout.context_dim is None else layout.context_dim
+        matrix = torch.eye(width, dtype=like.dtype, device=like.device)
     else:
         matrix = tensors[name]
     if role in layout.design.latent_roles:

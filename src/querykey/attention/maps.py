@@ -1,4 +1,4 @@
-"""Maps of queries and keys between projection and kernel: core, then norm, then rotation."""
+"""Maps of queries and keys before the kernel (core, norm, rotation), and of the weighted values after it."""
 
 from __future__ import annotations
 
@@ -23,6 +23,16 @@ def apply_core(
         return q * signed_diagonal(layout, core)[:, None, :]
     cores = core_matrix(layout, core).unflatten(0, (q.shape[1], -1))  # groups, heads per group
     return torch.einsum("bgnc,grcd->bgrnd", q, cores).flatten(1, 2)
+
+
+def exclusive(
+    out: Float[Tensor, "batch heads length size"], own: Float[Tensor, "batch groups length size"]
+) -> Float[Tensor, "batch heads length size"]:
+    """Weighted values without their component along the value of their own position (2603.09078)."""
+    unit = F.normalize(own, dim=-1).unsqueeze(2)
+    grouped = out.unflatten(1, (own.shape[1], -1))
+    exclusive: Tensor = (grouped - (grouped * unit).sum(-1, keepdim=True) * unit).flatten(1, 2)
+    return exclusive
 
 
 def apply(

@@ -5,8 +5,10 @@ an additive one is −∞ where it is not; either broadcasts to (batch, heads, q
 from __future__ import annotations
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
+
+from querykey.attention import modifiers
 
 
 def combine(
@@ -19,16 +21,17 @@ def combine(
     window: int | None = None,
     device: torch.device | None = None,
     positions: Int[Tensor, " queries"] | None = None,
+    slopes: Float[Tensor, " heads"] | None = None,
 ) -> Tensor | None:
     """One mask of all, or None where everything is allowed.
 
     Without `positions` the last query stands at the position of the last key: query i may causally see the keys up to
     i + keys − queries, itself, and of them the last `window`. With `positions`, each query stands at its position among
     the keys, and none sees keys after the last query: a static cache has not written these yet. The query's own key is
-    what `selfmask` hides, unless nothing else is left to it.
+    what `selfmask` hides, unless nothing else is left to it. With `slopes` the mask is additive, with ALiBi in it.
     """
     causal = causal and (queries > 1 or window is not None or positions is not None)
-    if not (causal or selfmask or positions is not None):
+    if not (causal or selfmask or positions is not None or slopes is not None):
         return mask
     own = positions if positions is not None else torch.arange(keys - queries, keys, device=device)
     own, key = own.unsqueeze(-1), torch.arange(keys, device=device)
@@ -42,6 +45,11 @@ def combine(
         reachable = others if mask is None else others & allowed(mask)
         left = reachable.any(-1, keepdim=True)
         mask = restrict(mask, others | ~left)
+    if slopes is not None:
+        bias = modifiers.alibi(slopes, own.squeeze(-1), key)
+        if mask is None or mask.dtype != torch.bool:
+            return bias if mask is None else mask + bias
+        return torch.where(mask, bias, float("-inf"))
     return mask
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from querykey.attention import masks
 from querykey.attention import similarity as similarities
+from querykey.attention.modifiers import softmax_with_sinks
 from querykey.design import Similarity
 
 
@@ -67,15 +68,15 @@ def attention_weights(
     return masked_softmax(raw, mask).to(q.dtype)
 
 
-def masked_softmax(raw: Tensor, mask: Tensor | None) -> Tensor:
+def masked_softmax(raw: Tensor, mask: Tensor | None, sinks: Tensor | None = None) -> Tensor:
     """Softmax over the last axis of scores under a mask; a row with nothing allowed gives zeros, and no NaN."""
     if mask is None:
-        return raw.softmax(-1)
+        return softmax_with_sinks(raw, sinks)
     open_ = masks.allowed(mask)
     if mask.dtype != torch.bool:
         raw = raw + mask.masked_fill(~open_, 0.0)
     some = open_.any(-1, keepdim=True)
-    return raw.masked_fill(~open_ & some, float("-inf")).softmax(-1) * some
+    return softmax_with_sinks(raw.masked_fill(~open_ & some, float("-inf")), sinks) * some
 
 
 def weighted_sum(weights: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:

@@ -24,14 +24,11 @@ class Sequence(NamedTuple):
     key_padding: Tensor | None = None
     given: Positions | None = None
 
-    def of(self, length: int, context: int | None) -> tuple[Span | Tensor, Span | Tensor]:
-        """Of the queries and of the keys of a call without a cache, of these lengths."""
+    def of_context(self, length: int) -> tuple[Span | Tensor, Tensor | None]:
+        """Of the queries of cross-attention, and of its keys; where positions count, they have been given."""
         if isinstance(self.given, tuple):
             return self.given
-        if context is not None:  # a pair is needed where positions count
-            return Span(0, length), Span(0, context)
-        own = self.next(Span(0, length))
-        return own, own
+        return Span(0, length) if self.given is None else self.given, None
 
     def next(self, own: Span | Tensor) -> Span | Tensor:
         """Of the next tokens, which stand at `own` among the keys."""

@@ -46,8 +46,11 @@ def scores(q: Tensor, k: Tensor, similarity: Similarity, scale: float) -> Tensor
     return products * scale
 
 
-def as_dot_product(q: Tensor, k: Tensor, similarity: Similarity) -> tuple[Tensor, Tensor]:
-    """Queries and keys whose dot product is the similarity, without its scale and up to a constant per query."""
+def as_dot_product(q: Tensor, k: Tensor, similarity: Similarity, exact: bool = False) -> tuple[Tensor, Tensor]:
+    """Queries and keys whose dot product is the similarity, without its scale.
+
+    Up to a constant per query, which does not change a softmax, unless it must be `exact`.
+    """
     match similarity:
         case "dot":
             return q, k
@@ -55,11 +58,19 @@ def as_dot_product(q: Tensor, k: Tensor, similarity: Similarity) -> tuple[Tensor
             return F.normalize(q, dim=-1), F.normalize(k, dim=-1)
         case "l2":
             factors, norms = _norms(k)
-            return torch.cat([q, q.new_tensor(factors).expand(*q.shape[:-1], -1)], -1), torch.cat([k, *norms], -1)
+            of_q, of_k = [q, _rows(factors, q)], [k, *norms]
+            if exact:
+                factors, norms = _norms(q)
+                of_q, of_k = [*of_q, *norms], [*of_k, _rows(factors, k)]
+            return torch.cat(of_q, -1), torch.cat(of_k, -1)
+
+
+def _rows(numbers: tuple[float, ...], like: Tensor) -> Tensor:
+    return like.new_tensor(numbers).expand(*like.shape[:-1], -1)
 
 
 def _norms(k: Tensor) -> tuple[tuple[float, ...], list[Tensor]]:
-    """Factors, and numbers for each key, (..., key, 1), whose sum of products is −‖k‖²/2.
+    """Factors, and numbers for each row, (..., row, 1), whose sum of products is −‖k‖²/2.
 
     In half precision three numbers carry the digits of a float32 norm: rounded to one, it would be off by whole units.
     """

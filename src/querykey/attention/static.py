@@ -79,6 +79,10 @@ class StaticCache(Cache):
         """The whole capacity: what is not written yet is masked."""
         return self.capacity
 
+    def contents(self) -> dict[str, Tensor]:
+        """The whole buffers, by name."""
+        return self._buffers
+
     def append(self, window: int | None = None, **new: Tensor) -> tuple[Tensor, ...]:
         """Store these (batch, heads, new positions, size), and return the whole buffers, in the same order.
 
