@@ -268,23 +268,23 @@ def test_a_cache_is_for_one_batch_and_one_window():
 # Generation
 
 
-def test_written_symbols_follow_the_scores():
-    """Scores that only allow the successor of the last symbol, and those that follow probabilities."""
+def test_samples_follow_the_logits():
+    """Scores that only allow the successor of the last token, and those that follow probabilities."""
 
-    def successor(symbols):
-        scores = torch.full((len(symbols), 7), -torch.inf)
-        return scores.scatter(1, (symbols[:, -1:] + 1) % 7, 0.0)
+    def successor(tokens):
+        scores = torch.full((len(tokens), 7), -torch.inf)
+        return scores.scatter(1, (tokens[:, -1:] + 1) % 7, 0.0)
 
     prompts = torch.tensor([[1, 2], [5, 6]])
     for temperature in (0, 0.5, 1.0):
-        out = generation.written(successor, prompts, 4, temperature=temperature)
+        out = generation.sample(successor, prompts, 4, temperature=temperature)
         assert out.tolist() == [[3, 4, 5, 6], [0, 1, 2, 3]]
-    assert generation.written(successor, prompts, 9, stop=3).tolist() == [[3, 3, 3, 3], [0, 1, 2, 3]]
-    assert generation.written(successor, prompts, 0).shape == (2, 0)
+    assert generation.sample(successor, prompts, 9, stop=3).tolist() == [[3, 3, 3, 3], [0, 1, 2, 3]]
+    assert generation.sample(successor, prompts, 0).shape == (2, 0)
     scores = torch.tensor([0.0, 1.0, 2.0])
     for temperature in (0.5, 2.0):
-        out = generation.written(
-            lambda symbols: scores.expand(len(symbols), 3),
+        out = generation.sample(
+            lambda tokens: scores.expand(len(tokens), 3),
             torch.zeros(1, 1, dtype=torch.long).expand(20000, 1),
             1,
             temperature=temperature,
@@ -295,7 +295,7 @@ def test_written_symbols_follow_the_scores():
 
 
 def test_prompts_end_together():
-    symbols, padding = generation.left_padded([torch.tensor([4, 5, 6]), torch.tensor([7])])
-    assert symbols[:, -1].tolist() == [6, 7]
+    tokens, padding = generation.left_padded([torch.tensor([4, 5, 6]), torch.tensor([7])])
+    assert tokens[:, -1].tolist() == [6, 7]
     assert padding.tolist() == [0, 2]
     assert generation.left_padded([torch.tensor([4, 5]), torch.tensor([7, 8])])[1] is None

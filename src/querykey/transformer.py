@@ -1,8 +1,8 @@
 """A small pre-norm Transformer around the attention layer: encoder or decoder, with or without MLP and positions.
 
-x = embedding of each position's symbols (their sum) + learned positions, if any
+x = embedding of each position's tokens (their sum) + learned positions, if any
 x = x + attention(norm(x));  x = x + mlp(norm(x))        per layer
-scores = norm(x) W_U                                     one per class
+logits = norm(x) W_U                                     one per class
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Scores for each position of a sequence of symbols.
+    """A Transformer that maps a sequence of tokens to logits at each position.
 
     Args:
-        vocabulary: number of input symbols.
-        classes: number of scores per position.
+        vocabulary: number of input tokens.
+        classes: number of logits per position.
         length: the longest sequence; only learned positions need it.
         dim, heads, design, head_dim, dropout: of the attention layers; see `SelfAttention`.
         layers: depth.
@@ -121,10 +121,10 @@ class Transformer(nn.Module):
         mask: Tensor | None = None,
         caches: Sequence[Cache] | None = None,
     ) -> Float[Tensor, "batch length classes"]:
-        """Scores from symbols; with `caches`, one per layer, `inputs` are the next positions.
+        """Logits of tokens; with `caches`, one per layer, `inputs` are the next positions.
 
         Args:
-            inputs: (batch, length, features); the embeddings of a position's symbols are added up.
+            inputs: (batch, length, features); the embeddings of a position's tokens are added up.
             mask: as `SelfAttention` takes it.
             caches: see `KVCache`.
 
@@ -136,8 +136,8 @@ class Transformer(nn.Module):
         x = self._embed(inputs, caches[0] if caches else None)
         for block, cache in zip(self.blocks, caches or itertools.repeat(None), strict=False):
             x = block(x, mask, cache)
-        scores: Tensor = self.unembedding(self.norm(x))
-        return scores
+        logits: Tensor = self.unembedding(self.norm(x))
+        return logits
 
     def caches(self, padding: Int[Tensor, " batch"] | None = None) -> list[KVCache]:
         """An empty cache for each layer, for a batch whose rows begin with these numbers of padding positions."""
@@ -152,39 +152,39 @@ class Transformer(nn.Module):
         generator: torch.Generator | None = None,
         stop: int | None = None,
     ) -> Int[Tensor, "batch new"]:
-        """Continue each prompt by `steps` symbols, each drawn from what the model gives for the next one.
+        """Continue each prompt by `steps` tokens, each drawn from the model's distribution of the next one.
 
-        Prompts of different lengths go together, and no row feels another: its probabilities are those that it has
-        alone. Dropout acts in training mode here too: call `eval` first.
+        Prompts may have different lengths; rows are independent of one another. Dropout acts in training mode here too:
+        call `eval` first.
 
         Args:
-            prompts: sequences of symbols, at least one symbol each.
-            steps: how many symbols to write at most.
-            temperature: scores are divided by it before the softmax; 0 takes the most likely symbol.
+            prompts: sequences of tokens, at least one token each.
+            steps: the most tokens to generate.
+            temperature: logits are divided by it before the softmax; 0 takes the most likely token.
             generator: of the draws.
-            stop: a symbol after which a row is finished, and filled with it; all ends when all rows have.
+            stop: a token that ends a row, which is then filled with it; generation ends when all rows have.
 
         Returns:
-            The new symbols, (batch, at most steps).
+            The new tokens, (batch, at most steps).
 
         Raises:
-            ValueError: if the model is an encoder, its classes are not its symbols, a prompt is empty or has other
-                symbols, or prompt and steps are more than the learned positions.
+            ValueError: if the model is an encoder, its classes are not its tokens, a prompt is empty or has other
+                tokens, or prompt and steps are more than the learned positions.
         """
-        symbols, padding = generation.left_padded(self._checked(prompts, steps, temperature, stop))
+        tokens, padding = generation.left_padded(self._checked(prompts, steps, temperature, stop))
         caches = self.caches(padding)
 
         def step(new: Tensor) -> Tensor:
-            scores: Tensor = self(new.unsqueeze(-1), caches=caches)[:, -1]
-            return scores
+            logits: Tensor = self(new.unsqueeze(-1), caches=caches)[:, -1]
+            return logits
 
         device = self.embedding.weight.device
         if device.type != "meta":  # where the weights of an offloaded model are between calls
-            symbols = symbols.to(device)
-        return generation.written(step, symbols, steps, temperature=temperature, generator=generator, stop=stop)
+            tokens = tokens.to(device)
+        return generation.sample(step, tokens, steps, temperature=temperature, generator=generator, stop=stop)
 
     def _embed(self, inputs: Tensor, cache: Cache | None = None) -> Tensor:
-        """The sum of each position's symbols, and its learned position, counted after the padding, if there are any."""
+        """The sum of each position's tokens, and its learned position, counted after the padding, if there are any."""
         x: Tensor = self.embedding(inputs).sum(-2)
         if self.positions is None:
             return x
@@ -218,20 +218,22 @@ class Transformer(nn.Module):
         """The prompts, one tensor each, if the model can continue them."""
         vocabulary, classes = self.embedding.num_embeddings, self.unembedding.out_features
         if not self.attentions[0].causal:
-            raise ValueError("an encoder sees what comes after, and cannot write it; make the model with causal=True")
+            raise ValueError(
+                "an encoder attends to later positions and cannot generate; make the model with causal=True"
+            )
         if classes != vocabulary:
             raise ValueError(
-                f"what is written is read again, so {classes} classes must be {vocabulary}, the vocabulary"
+                f"generated tokens are inputs, so the {classes} classes must be the {vocabulary} of the vocabulary"
             )
         if not isinstance(steps, int) or steps < 0 or not 0 <= temperature < float("inf"):
             raise ValueError(
                 f"steps must be a whole number from 0, and the temperature 0 or more, not {steps} and {temperature}"
             )
         if stop is not None and not 0 <= stop < vocabulary:
-            raise ValueError(f"stop must be a symbol from 0 to {vocabulary - 1}, not {stop}")
-        rows = generation.symbol_rows(prompts, vocabulary)
+            raise ValueError(f"stop must be a token from 0 to {vocabulary - 1}, not {stop}")
+        rows = generation.token_rows(prompts, vocabulary)
         longest = max(map(len, rows))
-        if self.positions is not None and longest + steps - 1 > self.length:  # the last symbol is not read
+        if self.positions is not None and longest + steps - 1 > self.length:  # the last token is not read
             raise ValueError(
                 f"the model has {self.length} learned positions; a prompt of {longest} and {steps} steps are too many"
             )
