@@ -13,8 +13,9 @@ import torch
 from options import rounds_of
 from torch import Tensor
 
-from querykey import SelfAttention
+from querykey import Rotary, SelfAttention
 from querykey.attention import rotary
+from querykey.attention.sequence import Span
 from querykey.bench.passes import differentiated
 from querykey.bench.timing import interleave, ratio
 
@@ -36,7 +37,8 @@ def main() -> None:
 def _rotations(batch: int, length: int, dim: int, heads: int, backward: bool, rounds: int) -> tuple[str, str]:
     size = dim // heads
     x = torch.randn(batch, length, heads, size).transpose(1, 2).requires_grad_(backward)
-    angle = rotary.angles(0, length, size)
+    frequencies = Rotary().frequencies(size)
+    angle = rotary.angles(frequencies, torch.arange(length))
     cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
 
     def formula(cos: Tensor = cos, sin: Tensor = sin) -> Tensor:
@@ -44,12 +46,12 @@ def _rotations(batch: int, length: int, dim: int, heads: int, backward: bool, ro
         return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
 
     def anew() -> Tensor:
-        angle = rotary.angles(0, length, size)
+        angle = rotary.angles(frequencies, torch.arange(length))
         return formula(angle.cos().to(x.dtype), angle.sin().to(x.dtype))
 
-    variants = {"place": lambda: rotary.place(x, 0), "formula": formula, "anew": anew}
+    variants = {"rotate": lambda: rotary.rotate(x, frequencies, Span(0, length)), "formula": formula, "anew": anew}
     times = interleave({name: differentiated(run, [x] if backward else []) for name, run in variants.items()}, rounds)
-    return str(ratio(times, "place", "formula")), str(ratio(times, "place", "anew"))
+    return str(ratio(times, "rotate", "formula")), str(ratio(times, "rotate", "anew"))
 
 
 def _layers(batch: int, length: int, dim: int, heads: int, design: str, backward: bool, rounds: int) -> str:

@@ -12,7 +12,7 @@ ROOT = Path(querykey.__file__).parent
 # The floors of the house, lowest first: a room imports from lower floors, and from no other room on its own.
 FLOORS = (
     {"extras", "spelling", "machine", "bilinear", "stats", "report", "modeling"},
-    {"design"},
+    {"design", "positions"},
     {"layout", "checkpoint", "tasks"},
     {"attention", "generation", "costs"},
     {"transformer", "bench"},

@@ -6,7 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from querykey import SelfAttention, attend, attention_scores, attention_weights
-from querykey.attention.rotary import angles, rotate
+from querykey.attention.rotary import rotate
+from querykey.attention.sequence import Span
+from querykey.positions import Rotary
 
 seeds = st.integers(0, 2**31)
 relaxed = settings(max_examples=40, deadline=None)
@@ -54,7 +56,7 @@ def test_two_matrices_do_neither(seed):
 @given(seeds)
 @relaxed
 def test_rotary_positions_keep_the_symmetry(seed):
-    q = rotate(inputs(seed, 7, 11) @ inputs(seed + 1, 11, 6), angles(5, 7, 6))
+    q = rotate(inputs(seed, 7, 11) @ inputs(seed + 1, 11, 6), Rotary().frequencies(6), Span(5, 12))
     assert torch.allclose(attention_scores(q, q), attention_scores(q, q).T)
 
 

@@ -96,7 +96,7 @@ def test_the_articles_example(generator):
     torch.testing.assert_close(out, weights @ V, rtol=4 * ulp, atol=0)
 
 
-@pytest.mark.parametrize("leading", [(), (2,), (2, 3)])
+@pytest.mark.parametrize("leading", [(), (2,), (2, 3), (2, 3, 2), (2, 1, 3, 2)])
 def test_leading_dimensions_are_free(generator, leading):
     q, k, v = draw(generator, *leading, 5, 7), draw(generator, *leading, 11, 7), draw(generator, *leading, 11, 3)
     expected = torch.empty(*leading, 5, 3, dtype=torch.float64)
@@ -144,3 +144,22 @@ def test_tensors_that_do_not_fit_are_refused(change, sentence):
     given = {"q": torch.zeros(5, 7), "k": torch.zeros(5, 7), "v": torch.zeros(5, 7)} | change
     with pytest.raises(ValueError, match=sentence):
         attend(given.pop("q"), given.pop("k"), given.pop("v"), **given)
+
+
+def test_three_dimensions_have_no_heads_to_group(generator):
+    q, k = draw(generator, 4, 5, 8), draw(generator, 2, 7, 8)
+    for call in (lambda: attend(q, k, k), lambda: attention_scores(q, k), lambda: attention_weights(q, k)):
+        with pytest.raises(ValueError, match="keys must have the batch of the queries"):
+            call()
+    with pytest.raises(ValueError, match="may be query or batch, both are 4"):
+        attend(q[:, :4], q, q, mask=torch.ones(4, 5, dtype=torch.bool))
+
+
+def test_masks_of_many_dimensions(generator):
+    q, k, v = draw(generator, 2, 3, 4, 5, 7), draw(generator, 2, 3, 2, 11, 7), draw(generator, 2, 3, 2, 11, 3)
+    mask = torch.rand(3, 1, 5, 11, generator=generator) > 0.4
+    out = attend(q, k, v, mask=mask)
+    for batch, row in itertools.product(range(2), range(3)):
+        torch.testing.assert_close(
+            out[batch, row], attend(q[batch, row][None], k[batch, row][None], v[batch, row][None], mask=mask[row])[0]
+        )

@@ -5,10 +5,12 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from querykey import SelfAttention, attend
 from querykey.attention import blocked, kernels
 from querykey.attention.kernels import forcing_blocks
+from querykey.attention.modifiers import Modifiers
 from test_layer import CASES, make, oracle
 
 
@@ -94,7 +96,6 @@ def test_chosen_by_size_where_it_wins():
     layer = SelfAttention(16, heads=2, causal=True)
     x = torch.zeros(1, 300, 16)
     assert layer.backend(x, mask=torch.ones(300, 300, dtype=torch.bool)) != "blocked"
-    assert layer.backend(x, context=torch.zeros(1, 400, 16)) != "blocked"
     assert SelfAttention(16, heads=2).backend(x) == "flash"
     assert layer.to(torch.bfloat16).backend(x.bfloat16()) != "blocked"
     with forcing_blocks(False):
@@ -130,3 +131,58 @@ def test_large_scores_and_long_rows_stay_finite():
     (gradient,) = torch.autograd.grad(out.sum(), q)
     assert out.isfinite().all()
     assert gradient.isfinite().all()
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_the_kernel_that_the_user_chose_is_taken_and_differentiates_twice():
+    layer = SelfAttention(16, heads=2, causal=True).double()
+    x = normal(1, 256, 16, dtype=torch.float64)
+    assert layer.backend(x) == "blocked"
+    with sdpa_kernel(SDPBackend.MATH):
+        assert layer.backend(x) == "math"
+        (gradient,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
+        (second,) = torch.autograd.grad(gradient.square().sum(), x)
+        direction = torch.randn_like(x)
+        value, tangent = torch.func.jvp(layer, (x.detach(),), (direction,))
+    step = 1e-6
+    with sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+        ahead, behind = layer(x + step * direction), layer(x - step * direction)
+    torch.testing.assert_close(tangent, (ahead - behind) / (2 * step), rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(value, layer(x))
+    assert second.isfinite().all()
+    assert second.norm() > 0
+
+
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("names", [("softcap",), ("slopes",), ("sinks",), ("softcap", "slopes", "sinks")])
+def test_modified_scores_by_blocks_equal_the_formula(names, window, monkeypatch):
+    monkeypatch.setattr(blocked, "ROWS", 3)
+    q, k, v = (normal(2, heads, 7, 4, seed=heads, dtype=torch.float64) for heads in (6, 3, 3))
+    sinks = normal(6, dtype=torch.float64)
+    chosen = {"softcap": 0.7, "slopes": torch.linspace(0.1, 1, 6).double(), "sinks": sinks}
+    changes = Modifiers(**{name: chosen[name] for name in names})
+    i, j = torch.arange(7)[:, None], torch.arange(7)
+    scores = 0.5 * q @ k.repeat_interleave(2, 1).mT
+    if changes.softcap:
+        scores = 0.7 * (scores / 0.7).tanh()
+    if changes.slopes is not None:
+        scores = scores - changes.slopes[:, None, None] * (i - j)
+    exp = torch.where((j <= i) & (i - j < (window or 99)), scores, -torch.inf).exp()
+    total = exp.sum(-1, keepdim=True) + (0 if changes.sinks is None else sinks.exp()[:, None, None])
+    expected = (exp / total) @ v.repeat_interleave(2, 1)
+    out = blocked.blocked_attention(q, k, v, 0.5, False, window, changes)
+    torch.testing.assert_close(out, expected, rtol=0, atol=1e-12)
+    leaves = (q, k, v, *[sinks] * ("sinks" in names))
+    gradients = (torch.autograd.grad(one.sin().sum(), leaves) for one in (out, expected))
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-11)
+
+
+def test_modified_scores_go_by_blocks_at_every_length_and_else_by_products():
+    for options in ({"softcap": 5.0}, {"sinks": True}, {"softcap": 5.0, "alibi": True, "design": "q,k,v+l2"}):
+        layer = SelfAttention(16, heads=2, causal=True, **options)
+        assert layer.backend(torch.zeros(1, 9, 16)) == layer.backend(torch.zeros(1, 3000, 16)) == "blocked"
+        assert layer.backend(torch.zeros(1, 9, 16), torch.ones(9, 9, dtype=torch.bool)) == "products"
+        assert layer.to(torch.bfloat16).backend(torch.zeros(1, 9, 16).bfloat16()) == "products"
+    alibi = SelfAttention(16, heads=2, alibi=True)
+    assert alibi.backend(torch.zeros(1, 9, 16)) == "flash"

@@ -5,22 +5,26 @@ themselves break the graph.
 import subprocess
 import sys
 
+import pytest
+
 SCRIPT = """
 import torch
 from querykey import SelfAttention
 
 DESIGNS = ["q,k,v", "q=k,v+core=full+selfmask", "q,k=v+cosine+qknorm", "q=k,v+core=signed+l2",
-           "q=v,k", "q=k=v+core=symmetric", "q,k,v+kv_heads=2+qk_dim=6", "q=k=x,v"]
+           "q=v,k+xsa", "q=k=v+core=symmetric", "q,k,v+kv_heads=2+qk_dim=6", "q=k=x,v"]
 torch.manual_seed(0)
 for number, design in enumerate(DESIGNS):
     causal, rotary = number % 2 == 0, "symmetric" not in design and number % 3 == 0
-    layer = SelfAttention(40, 4, design, causal=causal, rotary=rotary)
+    more = {"softcap": 4.0, "sinks": True} if number == 4 else {"alibi": True} if number == 5 else {}
+    layer = SelfAttention(40, 4, design, causal=causal, rotary=rotary, **more)
     x = torch.randn(2, 7, 40)
     mask = (torch.arange(7) < torch.tensor([7, 5])[:, None])[:, None, None, :]
     torch.compiler.reset()
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
-    for inputs in ((x,), (x, mask)):
-        torch.testing.assert_close(compiled(*inputs), layer(*inputs))
+    packed = {"document": torch.tensor([[0, 0, 0, 1, 1, 1, 1], [0, 1, 1, 1, 1, 1, 2]])}
+    for inputs in ({}, {"mask": mask}, {"key_padding": mask[:, 0, 0]}, packed):
+        torch.testing.assert_close(compiled(x, **inputs), layer(x, **inputs))
     layer.zero_grad()
     layer(x).square().sum().backward()
     plain = [parameter.grad.clone() for parameter in layer.parameters()]
@@ -34,6 +38,65 @@ for number, design in enumerate(DESIGNS):
     torch.testing.assert_close(exported.module()(longer), layer(longer))
 print("compiled and exported", len(DESIGNS))
 """
+
+
+CACHES = """
+import sys, torch
+from querykey import KVCache, SelfAttention
+from querykey.transformer import Transformer
+
+backend, steps, designs = sys.argv[1], int(sys.argv[2]), sys.argv[3:]
+torch.manual_seed(0)
+for number, design in enumerate(designs):
+    layer = SelfAttention(40, 4, design, causal=True, rotary=True, window=None if number % 2 else 5).eval()
+    x = torch.randn(2, steps, 40)
+    for static in (False, True):
+        torch.compiler.reset()
+        compiled = torch.compile(layer, fullgraph=True, backend=backend)
+        cache = KVCache.static(2, steps + 3, layer.layout) if static else KVCache()
+        with torch.no_grad():
+            out = [layer(x[:, :3], cache=cache)]
+            for end in range(4, steps + 1):
+                if end == (5 if static else 7):  # lengths become symbols at the second graph
+                    torch.compiler.set_stance("fail_on_recompile")
+                out.append(compiled(x[:, end - 1 : end], cache=cache))
+            torch.compiler.set_stance("default")
+            torch.testing.assert_close(torch.cat(out, 1), layer(x), rtol=1e-4, atol=1e-5)
+
+    class Step(torch.nn.Module):
+        def __init__(self, layer):
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x, cache):
+            return self.layer(x, cache=cache)
+
+    cache = KVCache.static(2, 6, layer.layout)
+    with torch.no_grad():
+        program = torch.export.export(Step(layer), (x[:, :1], cache)).module()
+        for buffer in (*cache._buffers.values(), cache._end):
+            buffer.zero_()  # the example was run on it
+        out = [program(part, cache) for part in x[:, :6].split(1, 1)]
+        torch.testing.assert_close(torch.cat(out, 1), layer(x[:, :6]), rtol=1e-4, atol=1e-5)
+        assert len(cache) == 6
+print("compiled", len(designs))
+"""
+
+
+def decode_compiled(*arguments):
+    done = subprocess.run([sys.executable, "-c", CACHES, *arguments], capture_output=True, text=True, timeout=290)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert "compiled" in done.stdout
+
+
+def test_decoding_compiles_to_one_graph_and_exports():
+    decode_compiled("aot_eager", "12", "q,k=v", "q,k,v+l2+kv_heads=2")
+
+
+@pytest.mark.slow
+def test_decoding_of_every_kind_of_design_compiles_to_one_graph():
+    decode_compiled("aot_eager", "20", "q=k=v+core=full+selfmask", "q,k,v+cosine", "q,k=v+latent=9+qknorm", "q,k=v+l2")
+    decode_compiled("inductor", "256", "q,k,v", "q,k=v+latent=9")
 
 
 def test_every_kind_of_design_compiles_in_one_graph_and_exports():

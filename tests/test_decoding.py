@@ -1,12 +1,14 @@
 """Decoding: caches of bounded size, rows of different lengths in one batch, keys made on reading, kept rotations."""
 
+import copy
 import itertools
 
 import pytest
 import torch
 
 from querykey import PARTITIONS, DesignError, KVCache, SelfAttention, generation
-from querykey.attention import decoding, rotary
+from querykey.attention import decoding
+from querykey.attention.sequence import Span
 
 DIM, HEADS = 24, 4
 PADDING = (0, 5, 3)
@@ -115,15 +117,15 @@ def test_a_window_bounds_the_room_and_changes_no_number():
     x = normal(2, 400, DIM)
     for design, is_rotary in itertools.product(("q,k,v", "q,k=v"), (False, True)):
         layer = SelfAttention(DIM, HEADS, design, causal=True, rotary=is_rotary, window=40).double()
-        cache, limited, rooms = KVCache(), KVCache(limit=40), set()
+        cache, limited, capacities = KVCache(), KVCache(limit=40), set()
         with torch.no_grad():
             expected = layer(x)
             for position in range(400):
                 step = x[:, position : position + 1]
                 torch.testing.assert_close(layer(step, cache=cache), expected[:, position : position + 1])
                 torch.testing.assert_close(layer(step, cache=limited), expected[:, position : position + 1])
-                rooms |= {room.shape[2] for room in cache._room.values()}
-        assert rooms == {64, 78}  # the first, and twice the 39 that a next position sees
+                capacities |= {buffer.shape[2] for buffer in cache._buffers.values()}
+        assert capacities == {64, 78}  # the first, and twice the 39 that a next position sees
         assert len(cache) == len(limited) == 400
         names = 1 if design == "q,k=v" else 2
         assert cache.nbytes <= 78 * names * 2 * DIM * 8
@@ -134,12 +136,12 @@ def test_a_long_prompt_is_kept_as_far_as_the_window_reaches():
     layer, cache = SelfAttention(DIM, HEADS, causal=True, window=5).double(), KVCache(limit=4)
     with torch.no_grad():
         layer(normal(2, 300, DIM), cache=cache)
-        assert {room.untyped_storage().nbytes() for room in cache._room.values()} == {2 * 4 * DIM * 8}
+        assert {buffer.untyped_storage().nbytes() for buffer in cache._buffers.values()} == {2 * 4 * DIM * 8}
         assert cache.nbytes == 2 * 2 * 4 * DIM * 8
         assert len(cache) == 300
         layer(normal(2, 5, DIM), cache=cache)
         layer(normal(2, 1, DIM), cache=cache)
-        assert cache.held == 4
+        assert cache.stored == 4
         with pytest.raises(ValueError, match="holds 0 of at most 3 positions; 4 would be too many"):
             layer(normal(2, 300, DIM), cache=KVCache(limit=3))
 
@@ -152,7 +154,7 @@ def test_a_limit_that_holds_the_window_takes_pieces_of_any_size(pieces):
         with torch.no_grad():
             steps = [layer(part, cache=cache) for part in x.split(pieces, 1)]
             torch.testing.assert_close(torch.cat(steps, 1), layer(x))
-        assert cache.held <= limit
+        assert cache.stored <= limit
 
 
 def test_a_prompt_read_in_inference_mode_is_continued_outside():
@@ -216,18 +218,18 @@ def test_parts_have_at_most_the_bytes_that_they_may(monkeypatch):
     monkeypatch.setattr(decoding, "PART_BYTES", 2 * 11 * 5 * 8)
     monkeypatch.setattr(decoding, "MOST_BYTES", v.numel() * 8 - 1)
 
-    def attend(some_q, some_v, mask):
+    def attend(some_q, some_v, mask, positions):
         seen.append(some_v.numel() * 8)
         return torch.nn.functional.scaled_dot_product_attention(some_q, some_v, some_v, enable_gqa=True)
 
-    out = decoding.attend_in_parts(attend, q, v, None)
+    out = decoding.attend_in_parts(attend, q, v, None, Span(0, 11))
     torch.testing.assert_close(out, torch.nn.functional.scaled_dot_product_attention(q, v, v, enable_gqa=True))
     assert seen == [2 * 11 * 5 * 8] * 4 + [11 * 5 * 8]
     monkeypatch.setattr(decoding, "PART_BYTES", 1)
-    torch.testing.assert_close(decoding.attend_in_parts(attend, q, v, None), out)
+    torch.testing.assert_close(decoding.attend_in_parts(attend, q, v, None, Span(0, 11)), out)
     assert seen[5:] == [11 * 5 * 8] * 9  # no less than a head
     monkeypatch.setattr(decoding, "MOST_BYTES", v.numel() * 8)
-    torch.testing.assert_close(decoding.attend_in_parts(attend, q, v, None), out)
+    torch.testing.assert_close(decoding.attend_in_parts(attend, q, v, None, Span(0, 11)), out)
     assert seen[14:] == [v.numel() * 8]
 
 
@@ -257,103 +259,32 @@ def test_a_cache_is_for_one_batch_and_one_window():
             layer(x, cache=KVCache(padding=torch.tensor(PADDING)))
         cache = KVCache()
         layer(x, cache=cache)
-        with pytest.raises(ValueError, match="has dropped positions before 68, but those from 41 can be seen"):
+        with pytest.raises(ValueError, match="this cache belongs to another layer"):
             wider(x[:, :1], cache=cache)
-
-
-# Rotations
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("start", [0, 1, 63, 64, 1000, rotary._MOST - 2])
-def test_places_are_those_of_complex_rotation(dtype, start):
-    x = normal(2, 3, 5, 6).to(dtype)
-    theta = 10000.0 ** (-torch.arange(3).double() / 3)
-    turning = torch.polar(torch.ones(5, 3).double(), torch.outer(torch.arange(start, start + 5).double(), theta))
-    z = torch.complex(x[..., :3].double(), x[..., 3:].double()) * turning
-    expected = torch.cat([z.real, z.imag], -1)
-    torch.testing.assert_close(rotary.place(x, start).double(), expected, rtol=0, atol=20 * torch.finfo(dtype).eps)
-    torch.testing.assert_close(rotary.rotate(x, rotary.angles(start, 5, 6)), rotary.place(x, start))
-    assert rotary.place(x, start).dtype == dtype
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_rotation_rounds_as_the_formula_does(dtype):
-    """To the last bit, forward and backward: or what was trained could not be trained again."""
-    x, direction = normal(2, 3, 33, 16).to(dtype).requires_grad_(), normal(2, 3, 33, 16, seed=1).to(dtype)
-    angle = rotary.angles(0, 33, 16)
-    (first, second), cos, sin = x.chunk(2, -1), angle.cos().to(dtype), angle.sin().to(dtype)
-    formula = torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
-    placed = rotary.place(x, 0)
-    assert torch.equal(placed, formula)
-    gradients = (torch.autograd.grad(out, x, direction)[0] for out in (placed, formula))
-    assert torch.equal(*gradients)
-
-
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # which torch itself uses in forward mode
-def test_rotation_has_gradients_of_every_kind():
-    x = normal(2, 5, 6).requires_grad_()
-    turn = lambda y: rotary.place(y, 3)  # noqa: E731
-    assert torch.autograd.gradcheck(turn, x, check_forward_ad=True)
-    assert torch.autograd.gradgradcheck(turn, x)
-    tangent = normal(2, 5, 6, seed=1)
-    with torch.autograd.forward_ad.dual_level():
-        dual = turn(torch.autograd.forward_ad.make_dual(x, tangent))
-        torch.testing.assert_close(torch.autograd.forward_ad.unpack_dual(dual).tangent, turn(tangent))
-    batched = torch.func.vmap(torch.func.grad(lambda y: turn(y).pow(3).sum()))(x.detach())
-    torch.testing.assert_close(batched, torch.autograd.grad(turn(x).pow(3).sum(), x)[0])
-
-
-def test_what_is_kept_of_rotations_grows_and_serves_training_after_inference():
-    rotary._tables.clear()
-    x = torch.ones(1, 1, 8, requires_grad=True)
-    with torch.inference_mode():
-        rotary.place(x, 0)
-    (table,) = rotary._tables.values()
-    rotary.place(x, 63).sum().backward()
-    assert next(iter(rotary._tables.values())) is table
-    rotary.place(x, 64)
-    assert next(iter(rotary._tables.values()))[0].shape == (128, 8)
-    rotary.place(x, rotary._MOST)  # worked out, and not kept
-    assert next(iter(rotary._tables.values()))[0].shape == (128, 8)
-    layer = torch.nn.Linear(8, 8)
-    rotary.place(layer(x), 64).sum().backward()
-    assert layer.weight.grad.isfinite().all()
-
-
-def test_fake_tensors_are_not_kept():
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    rotary._tables.clear()
-    with FakeTensorMode() as mode:
-        layer = SelfAttention(DIM, HEADS, causal=True, rotary=True)
-        assert layer(torch.zeros(2, 5, DIM)).shape == (2, 5, DIM)
-    assert not rotary._tables
-    rotary.place(torch.ones(2, 5, 6), 0)
-    with mode:  # and what is kept is not mixed with them
-        assert layer(torch.zeros(2, 5, DIM)).shape == (2, 5, DIM)
+        with pytest.raises(ValueError, match="has dropped positions before 68, but those from 41 can be seen"):
+            wider(x[:, :1], cache=copy.copy(cache))  # a copy belongs to no layer
 
 
 # Generation
 
 
-def test_written_symbols_follow_the_scores():
-    """Scores that only allow the successor of the last symbol, and those that follow probabilities."""
+def test_samples_follow_the_logits():
+    """Scores that only allow the successor of the last token, and those that follow probabilities."""
 
-    def successor(symbols):
-        scores = torch.full((len(symbols), 7), -torch.inf)
-        return scores.scatter(1, (symbols[:, -1:] + 1) % 7, 0.0)
+    def successor(tokens):
+        scores = torch.full((len(tokens), 7), -torch.inf)
+        return scores.scatter(1, (tokens[:, -1:] + 1) % 7, 0.0)
 
     prompts = torch.tensor([[1, 2], [5, 6]])
     for temperature in (0, 0.5, 1.0):
-        out = generation.written(successor, prompts, 4, temperature=temperature)
+        out = generation.sample(successor, prompts, 4, temperature=temperature)
         assert out.tolist() == [[3, 4, 5, 6], [0, 1, 2, 3]]
-    assert generation.written(successor, prompts, 9, stop=3).tolist() == [[3, 3, 3, 3], [0, 1, 2, 3]]
-    assert generation.written(successor, prompts, 0).shape == (2, 0)
+    assert generation.sample(successor, prompts, 9, stop=3).tolist() == [[3, 3, 3, 3], [0, 1, 2, 3]]
+    assert generation.sample(successor, prompts, 0).shape == (2, 0)
     scores = torch.tensor([0.0, 1.0, 2.0])
     for temperature in (0.5, 2.0):
-        out = generation.written(
-            lambda symbols: scores.expand(len(symbols), 3),
+        out = generation.sample(
+            lambda tokens: scores.expand(len(tokens), 3),
             torch.zeros(1, 1, dtype=torch.long).expand(20000, 1),
             1,
             temperature=temperature,
@@ -364,7 +295,7 @@ def test_written_symbols_follow_the_scores():
 
 
 def test_prompts_end_together():
-    symbols, padding = generation.left_padded([torch.tensor([4, 5, 6]), torch.tensor([7])])
-    assert symbols[:, -1].tolist() == [6, 7]
+    tokens, padding = generation.left_padded([torch.tensor([4, 5, 6]), torch.tensor([7])])
+    assert tokens[:, -1].tolist() == [6, 7]
     assert padding.tolist() == [0, 2]
     assert generation.left_padded([torch.tensor([4, 5]), torch.tensor([7, 8])])[1] is None

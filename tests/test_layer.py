@@ -1,15 +1,17 @@
 """The universal test: every design equals the plain formula on its expanded weights, forward and gradient."""
 
+import io
 import itertools
 
 import pytest
 import torch
 
-from querykey import PARTITIONS, Design, DesignError, KVCache, Layout, SelfAttention
+from querykey import PARTITIONS, Design, DesignError, KVCache, Layout, Rotary, SelfAttention
 from querykey.attention.expansion import core_matrix
 from querykey.attention.reference import masked_softmax
 
 HEADS, DIM, LENGTH, KEYS, BATCH = 6, 60, 7, 11, 3  # heads of 10 numbers, so that rotary has pairs
+CONTEXT_START = 5  # first position of a context
 
 SHARINGS = (*PARTITIONS, "q=k=x,v", "q=x,k,v", "q,k=x,v", "q,k,v=x", "q,k=v=x", "q=v=x,k", "q=k=v=x")
 OPTIONS = (
@@ -39,6 +41,9 @@ OPTIONS = (
     "+latent=7+kv_heads=2+qknorm",
     "+latent=9+qk_dim=4+l2+selfmask",
     "+latent=16+kv_heads=3+cosine",
+    "+xsa",
+    "+xsa+kv_heads=2+selfmask",
+    "+xsa+latent=9",
 )
 SETTINGS = (
     "plain",
@@ -55,16 +60,39 @@ SETTINGS = (
     "rotary window cached",
     "bias causal padding",
     "bias rotary cached",
+    "rotary cross",
+    "partial rotary causal",
+    "static cached",
+    "rotary window static cached",
+    "softcap causal",
+    "sinks padding",
+    "alibi causal additive",
+    "alibi sinks softcap bias window cached",
+    "alibi sinks softcap rotary static cached",
+    "documents causal",
+    "documents alibi sinks softcap rotary window causal",
+    "wide cross",
+    "values rotary cross",
+    "key padding rotary causal",
 )
 
 
-def possible(sharing, option, rotary=False):
+def rotation(setting):
+    return Rotary(500.0, 4, interleaved=True) if "partial" in setting else "rotary" in setting
+
+
+def possible(sharing, option, setting=""):
     """The design, or None where the layout refuses it. With head_dim 30 an unprojected input may have 2 key heads."""
     try:
         design = Design.parse(sharing + option)
         head_dim = DIM // (design.kv_heads or HEADS) if "x" in sharing else DIM // HEADS
-        Layout.of(design, DIM, HEADS, head_dim=head_dim, rotary=rotary)
+        context = DIM + 12 if "wide" in setting else None
+        layout = Layout.of(design, DIM, HEADS, head_dim=head_dim, rotary=rotation(setting), context_dim=context)
     except DesignError:
+        return None
+    if "cross" in setting and (design.selfmask or design.xsa):
+        return None
+    if "values" in setting and layout.reads["k"] == layout.reads["v"]:
         return None
     return design, head_dim
 
@@ -72,14 +100,15 @@ def possible(sharing, option, rotary=False):
 CASES = [
     (*found, setting)
     for sharing, option, setting in itertools.product(SHARINGS, OPTIONS, SETTINGS)
-    if (found := possible(sharing, option, "rotary" in setting)) and not ("cross" in setting and "selfmask" in option)
+    if (found := possible(sharing, option, setting))
 ]
 
 
-def oracle(layer, x, mask=None, context=None):
+def oracle(layer, x, mask=None, context=None, positions=None, values=None, document=None, key_padding=None):
     """softmax(Q Kᵀ / √d_k) V from `layer.weights()`, written with einsum, complex rotations and index arithmetic."""
     w, design, layout = layer.weights(), layer.design, layer.layout
     source = x if context is None else context
+    others = source if values is None else values
 
     def project(inputs, matrix, bias):
         out = torch.einsum("bnd,hdk->bhnk", inputs, matrix)
@@ -87,8 +116,8 @@ def oracle(layer, x, mask=None, context=None):
 
     q = project(x, w.W_Q, w.b_Q)
     k, v = (
-        project(source, matrix, bias)[:, torch.arange(HEADS) // (HEADS // layout.kv_heads)]
-        for matrix, bias in ((w.W_K, w.b_K), (w.W_V, w.b_V))
+        project(given, matrix, bias)[:, torch.arange(HEADS) // (HEADS // layout.kv_heads)]
+        for given, matrix, bias in ((source, w.W_K, w.b_K), (others, w.W_V, w.b_V))
     )
     if design.qknorm:
         q, k = (
@@ -96,7 +125,7 @@ def oracle(layer, x, mask=None, context=None):
             for gain, part in ((w.q_gain, q), (w.k_gain, k))
         )
     if layout.rotary:
-        q, k = turned(q), turned(k)
+        q, k = turned(q, layout), turned(k, layout, 0 if context is None else CONTEXT_START)
     scores = torch.einsum("bhqk,bhsk->bhqs", q, k)
     match design.similarity:
         case "dot":
@@ -107,9 +136,18 @@ def oracle(layer, x, mask=None, context=None):
         case "l2":
             scores = (q[..., :, None, :] - k[..., None, :, :]).square().sum(-1) * -0.5 * layout.qk_dim**-0.5
     i, j = torch.arange(x.shape[1])[:, None], torch.arange(source.shape[1])
+    if layer.scoring.softcap is not None:
+        scores = layer.scoring.softcap * torch.tanh(scores / layer.scoring.softcap)
+    if layer.scoring.alibi:  # six heads: four slopes of a quarter of 8, then every second of an eighth
+        slopes = 0.5 ** torch.tensor([2.0, 4.0, 6.0, 8.0, 1.0, 3.0]).double()
+        scores = scores - slopes[:, None, None] * (i + source.shape[1] - x.shape[1] - j).abs()
     allowed = torch.ones(BATCH, HEADS, x.shape[1], source.shape[1], dtype=torch.bool)
     if layer.causal:
         allowed &= j <= i + source.shape[1] - x.shape[1]
+    if document is not None:
+        allowed &= (document[:, :, None] == document[:, None])[:, None]
+    if key_padding is not None:
+        allowed &= key_padding[:, None, None]
     if layer.window is not None:
         allowed &= i + source.shape[1] - x.shape[1] - j < layer.window
     if mask is not None:
@@ -119,17 +157,29 @@ def oracle(layer, x, mask=None, context=None):
     if design.selfmask:
         alone = ~(allowed & (i != j)).any(-1, keepdim=True)
         allowed &= (i != j) | alone
-    weights = torch.where(allowed, (scores - scores.amax(-1, keepdim=True)).exp(), 0.0)
-    weights = weights / weights.sum(-1, keepdim=True).clamp(min=1e-300)
-    out = torch.einsum("bhqs,bhsk,hkd->bqd", weights, v, w.W_O)
+    top = scores.amax(-1, keepdim=True)
+    weights = torch.where(allowed, (scores - top).exp(), 0.0)
+    total = weights.sum(-1, keepdim=True)
+    if w.sinks is not None:
+        total = total + (w.sinks[:, None, None] - top).exp()
+    heads = torch.einsum("bhqs,bhsk->bhqk", weights / total.clamp(min=1e-300), v)
+    if design.xsa:
+        heads = heads - (heads * v).sum(-1, keepdim=True) / (v * v).sum(-1, keepdim=True) * v
+    if key_padding is not None:
+        heads = heads * key_padding[:, None, :, None]
+    out = torch.einsum("bhqk,hkd->bqd", heads, w.W_O)
     return out if w.b_O is None else out + w.b_O
 
 
-def turned(x):
-    half = x.shape[-1] // 2
-    angle = torch.outer(torch.arange(x.shape[-2]).double(), 10000.0 ** (-torch.arange(half).double() / half))
-    z = torch.complex(x[..., :half], x[..., half:]) * torch.polar(torch.ones_like(angle), angle)
-    return torch.cat([z.real, z.imag], -1)
+def turned(x, layout, start=0):
+    base, size = layout.rotary.base, layout.rotary.size or x.shape[-1]
+    places = torch.arange(start, start + x.shape[-2]).double()
+    angle = torch.outer(places, base ** (-torch.arange(size // 2).double() * 2 / size))
+    first, second = (range(0, size, 2), range(1, size, 2)) if layout.rotary.interleaved else torch.arange(size).chunk(2)
+    z = torch.complex(x[..., list(first)], x[..., list(second)]) * torch.polar(torch.ones_like(angle), angle)
+    out = x.clone()
+    out[..., list(first)], out[..., list(second)] = z.real, z.imag
+    return out
 
 
 def make(design, head_dim, setting, seed=5):
@@ -140,9 +190,13 @@ def make(design, head_dim, setting, seed=5):
         design,
         head_dim=head_dim,
         causal="causal" in setting or "cached" in setting,
-        rotary="rotary" in setting,
+        rotary=rotation(setting),
         window=3 if "window" in setting else None,
         bias="bias" in setting,
+        context_dim=DIM + 12 if "wide" in setting else None,
+        softcap=3.0 if "softcap" in setting else None,
+        sinks="sinks" in setting,
+        alibi="alibi" in setting,
     ).double()
     with torch.no_grad():
         for parameter in layer.parameters():
@@ -151,9 +205,17 @@ def make(design, head_dim, setting, seed=5):
     x = torch.randn(BATCH, LENGTH, DIM, generator=generator, dtype=torch.float64, requires_grad=True)
     inputs = {}
     if "cross" in setting:
-        shape = (BATCH, KEYS, DIM)
+        shape = (BATCH, KEYS, DIM + 12 if "wide" in setting else DIM)
         inputs["context"] = torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True)
-    if "padding" in setting:
+        if "rotary" in setting:
+            inputs["positions"] = torch.arange(LENGTH), torch.arange(CONTEXT_START, CONTEXT_START + KEYS)
+    if "values" in setting:
+        inputs["values"] = torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True)
+    if "documents" in setting:
+        inputs["document"] = torch.tensor([[4, 4, 1, 1, 1, 1, 9], [0] * 7, [3, 2, 2, 2, 2, 1, 1]])
+    if "key padding" in setting:
+        inputs["key_padding"] = torch.arange(LENGTH) < torch.tensor([7, 4, 1])[:, None]
+    elif "padding" in setting:
         inputs["mask"] = (torch.arange(LENGTH) < torch.tensor([7, 4, 1])[:, None])[:, None, None, :]
     if "additive" in setting:
         mask = torch.randn(BATCH, 1, LENGTH, LENGTH, generator=generator, dtype=torch.float64)
@@ -170,29 +232,29 @@ def by_formula(query, key, value, scores, mask):
     return masked_softmax(scores(query, key), mask) @ value
 
 
-def stepwise(layer, x, sizes=(1, 1, 3, 2)):
-    cache = KVCache()
+def stepwise(layer, x, sizes=(1, 1, 3, 2), static=False):
+    cache = KVCache.static(BATCH, LENGTH + 2, layer.layout, dtype=x.dtype) if static else KVCache()
     return torch.cat([layer(part, cache=cache) for part in x.split(sizes, 1)], 1)
 
 
 @pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("setting", [setting for setting in SETTINGS if "static" not in setting])
 @pytest.mark.parametrize("sharing", SHARINGS)
 def test_every_design_equals_the_formula_on_its_expanded_weights(sharing, setting):
     cases = [case for case in CASES if case[0].sharing == Design.parse(sharing).sharing and case[2] == setting]
-    assert cases
+    assert cases or "cross" in setting  # where roles cannot share
     for design, head_dim, _ in cases:
         layer, x, inputs, generator = make(design, head_dim, setting)
         expected = oracle(layer, x, **inputs)
         direction = torch.randn(expected.shape, generator=generator, dtype=torch.float64)
-        leaves = [x, *layer.parameters(), *(t for t in inputs.values() if t.requires_grad)]
+        leaves = [x, *layer.parameters(), *(t for name, t in inputs.items() if name in ("context", "values"))]
         wanted = torch.autograd.grad((expected * direction).sum(), leaves, allow_unused=True)
         ways = (
             [stepwise(layer, x), stepwise(layer, x, (4, 2, 1))]
             if "cached" in setting
             else [layer(x, **inputs), layer(x, **inputs, return_weights=True)[0]]
         )
-        if "cached" not in setting and "context" not in inputs:
+        if not inputs.keys() & {"context", "document", "key_padding"} and not {"cached", "sinks"} & {*setting.split()}:
             ways.append(layer.forward_with(by_formula, x, **inputs))
         for got in ways:
             torch.testing.assert_close(got, expected, rtol=0, atol=1e-10, msg=lambda m, d=design: f"{d}: {m}")
@@ -212,7 +274,10 @@ def test_decoding_without_gradient_equals_the_whole_at_once():
         if "cached" in setting:
             layer, x, _, _ = make(design, head_dim, setting)
             with torch.no_grad():
-                torch.testing.assert_close(stepwise(layer, x, sizes), layer(x), rtol=0, atol=1e-10)
+                steps = stepwise(layer, x, sizes, "static" in setting)
+                torch.testing.assert_close(
+                    steps, layer(x), rtol=0, atol=1e-10, msg=lambda m, d=design, s=setting: f"{d} {s}: {m}"
+                )
 
 
 @pytest.mark.parametrize("sharing", PARTITIONS)
@@ -365,7 +430,7 @@ def test_autocast_takes_other_floating_point_numbers_and_integers_are_refused(de
 
 
 def test_selfmask_refuses_a_context_and_dropout_must_be_a_probability():
-    with pytest.raises(ValueError, match="no self to mask"):
+    with pytest.raises(ValueError, match="no self to exclude"):
         SelfAttention(DIM, HEADS, "q,k,v+selfmask")(torch.zeros(3, 7, 60), context=torch.zeros(3, 5, 60))
     with pytest.raises(ValueError, match="dropout must be a probability"):
         SelfAttention(DIM, HEADS, dropout=1.0)
@@ -393,5 +458,62 @@ def test_a_step_copies_its_own_position_only():
         addresses = []
         for _ in range(100):
             layer(torch.randn(1, 1, DIM), cache=cache)
-            addresses.append(cache._room["k"].data_ptr())
+            addresses.append(cache._buffers["k"].data_ptr())
     assert len(set(addresses)) == 2  # 64 positions, then 128
+
+
+# Edges
+
+EDGES = ("q,k,v", "q,k=v+kv_heads=2", "q=k,v+core=full+selfmask", "q,k,v+l2", "q,k=v+latent=9", "q,k,v+qk_dim=4")
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("rotary", [False, True])
+@pytest.mark.parametrize("design", EDGES)
+def test_empty_batches_and_lengths_give_empty_results(design, rotary):
+    for causal in (False, True):
+        layer = SelfAttention(DIM, HEADS, design, causal=causal, rotary=rotary)
+        for shape in ((0, 7, DIM), (0, 300, DIM), (2, 0, DIM)):
+            x = torch.randn(shape, requires_grad=True)
+            for out in (layer(x), layer(x, return_weights=True)[0]):
+                assert out.shape == shape
+                assert torch.autograd.grad(out.sum(), x)[0].shape == shape
+            cache = KVCache()
+            with torch.no_grad():
+                layer(torch.randn(shape[0], 5, DIM), cache=cache)
+                step = torch.randn(shape[0], min(shape[1], 1), DIM)
+                assert layer(step, cache=cache).shape == step.shape
+            assert len(cache) == 5 + min(shape[1], 1)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("shape", "sentence"),
+    [
+        ((6, 6), "the first axis .* may be query or batch, both are 6; write mask.None, None. if it is query"),
+        ((6, 7, 6), "may be heads or batch, both are 6; write mask.None. if it is heads"),
+    ],
+)
+def test_masks_that_fit_in_two_ways_are_refused(shape, sentence):
+    layer, mask = SelfAttention(DIM, 6), torch.ones(shape, dtype=torch.bool)
+    x = torch.zeros(6, 7 if len(shape) == 3 else 6, DIM)
+    mask = mask if len(shape) == 2 else torch.ones(6, 7, 7, dtype=torch.bool)
+    with pytest.raises(ValueError, match=sentence):
+        layer(x, mask)
+    layer(x[:5], mask[:1] if len(shape) == 3 else mask)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_causal_layer_refuses_a_context():
+    with pytest.raises(ValueError, match="a causal layer cannot tell which positions of a context come before"):
+        SelfAttention(DIM, HEADS, causal=True)(torch.zeros(3, 7, DIM), context=torch.zeros(3, 5, DIM))
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_old_tracers_are_told_what_to_use():
+    layer, x = SelfAttention(DIM, HEADS, "q,k=v", causal=True, rotary=True), torch.zeros(2, 7, DIM)
+    with pytest.raises(RuntimeError, match=r"use torch\.export, or torch\.onnx\.export\(\.\.\., dynamo=True\)"):
+        torch.jit.trace(layer, (x,))
+    with pytest.raises(RuntimeError, match=r"use torch\.export"):
+        torch.onnx.export(layer, (x,), io.BytesIO(), dynamo=False)

@@ -72,7 +72,7 @@ PROMPTS = ([3, 1, 4, 1, 5], [9], [2, 6, 5])
 
 
 def written_slowly(model, prompt, steps):
-    """Without caches or batches: all is computed anew for every symbol."""
+    """Without caches or batches: all is computed anew for every token."""
     row = list(prompt)
     for _ in range(steps):
         row.append(int(model(torch.tensor(row)[None, :, None])[0, -1].argmax()))
@@ -135,19 +135,19 @@ def test_a_row_ends_at_its_stop():
 @pytest.mark.parametrize(
     ("model", "arguments", "sentence"),
     [
-        ({"causal": False}, {}, "an encoder sees what comes after"),
-        ({"classes": 11}, {}, "11 classes must be 13, the vocabulary"),
-        ({}, {"prompts": []}, "at least one symbol, but the shapes are none"),
-        ({}, {"prompts": [[1], []]}, "at least one symbol"),
-        ({}, {"prompts": [[1.5]]}, "symbols must be whole numbers, but the prompts are of torch.float32"),
+        ({"causal": False}, {}, "an encoder attends to later positions"),
+        ({"classes": 11}, {}, "the 11 classes must be the 13 of the vocabulary"),
+        ({}, {"prompts": []}, "at least one token, but the shapes are none"),
+        ({}, {"prompts": [[1], []]}, "at least one token"),
+        ({}, {"prompts": [[1.5]]}, "tokens must be whole numbers, but the prompts are of torch.float32"),
         ({}, {"prompts": [torch.tensor([True])]}, "torch.bool"),
         ({}, {"prompts": b"abc"}, "a single one goes in brackets"),
         ({}, {"prompts": [1, 2, 3]}, "a single one goes in brackets"),
-        ({}, {"prompts": ["abc"]}, "a prompt must be symbols and not a string"),
-        ({}, {"stop": 13}, "stop must be a symbol from 0 to 12, not 13"),
+        ({}, {"prompts": ["abc"]}, "a prompt must be tokens and not a string"),
+        ({}, {"stop": 13}, "stop must be a token from 0 to 12, not 13"),
         ({}, {"steps": 2.5}, "not 2.5 and 1.0"),
         ({}, {"temperature": float("nan")}, "not 3 and nan"),
-        ({}, {"prompts": [[1, 13]]}, "symbols go from 0 to 12, but the prompts have some from 1 to 13"),
+        ({}, {"prompts": [[1, 13]]}, "tokens go from 0 to 12, but the prompts have some from 1 to 13"),
         ({}, {"prompts": [[-1]]}, "from -1"),
         ({}, {"steps": -1}, "steps must be a whole number from 0, and the temperature 0 or more, not -1 and 1.0"),
         ({}, {"temperature": -0.5}, "not 3 and -0.5"),
@@ -160,7 +160,7 @@ def test_what_cannot_be_generated_is_refused(model, arguments, sentence):
         made.generate(**({"prompts": [[1, 2]], "steps": 3} | arguments))
 
 
-def test_as_many_symbols_as_learned_positions_and_one_are_written():
+def test_as_many_tokens_as_learned_positions_and_one_are_generated():
     model = Transformer(13, 13, 7, causal=True, **SIZES)
     assert model.generate([[1, 2], [3]], 6).shape == (2, 6)  # the last is not read
 
@@ -168,7 +168,7 @@ def test_as_many_symbols_as_learned_positions_and_one_are_written():
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(("design", "positions", "window"), [("q,k=v", "rotary", None), ("q,k,v", "learned", 9)])
 def test_a_trained_model_continues_what_repeats(design, positions, window):
-    """A row of random symbols is said again and again: after one round, each follows from the one a round before."""
+    """A row of random tokens is said again and again: after one round, each follows from the one a round before."""
     period, vocabulary = 6, 7
     options = {"dim": 32, "heads": 4, "layers": 2, "design": design, "positions": positions, "window": window}
     model = Transformer(vocabulary, vocabulary, 18, causal=True, mlp=0, **options)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from querykey.explorer.open import explore
     from querykey.inspection.inspect import inspect
     from querykey.layout import Layout
+    from querykey.positions import Rotary
     from querykey.study.compare import compare
 
 __version__ = "0.2.0"
@@ -30,6 +31,7 @@ __all__ = [
     "KVCache",
     "Layout",
     "PlainWeights",
+    "Rotary",
     "SelfAttention",
     "attend",
     "attention_scores",
@@ -53,6 +55,7 @@ _HOME = {
     "KVCache": ("querykey.attention.cache", None),
     "Layout": ("querykey.layout", None),
     "PlainWeights": ("querykey.attention.expansion", None),
+    "Rotary": ("querykey.positions", None),
     "SelfAttention": ("querykey.attention.layer", None),
     "attend": ("querykey.attention.functional", None),
     "attention_scores": ("querykey.attention.reference", None),

@@ -48,6 +48,8 @@ class Design:
         latent: width R of a latent ``c = x B`` that the shared roles read, each through a matrix of its own:
             ``"q,k=v+latent=192"`` is ``k = c A_k``, ``v = c A_v``, and a cache keeps c (as in DeepSeek-V2, 2405.04434,
             without its separate rotary part).
+        xsa: the component along a position's own value is taken out of each head's result, ``y − (y·v) v / ‖v‖²``
+            (exclusive self-attention, Zhai, 2603.09078).
         qkscale: factor on the initial W_Q and W_K, not on a core.
         tiedstart: separate W_Q and W_K that start with the same values, as a shared weight would.
 
@@ -63,6 +65,7 @@ class Design:
     qk_dim: int | None = None
     kv_heads: int | None = None
     latent: int | None = None
+    xsa: bool = False
     qkscale: float = 1.0
     tiedstart: bool = False
 
@@ -210,6 +213,7 @@ _OPTIONS: dict[str, tuple[str, Callable[[str], Any] | Any]] = {
     "qk_dim": ("qk_dim", int),
     "kv_heads": ("kv_heads", int),
     "latent": ("latent", int),
+    "xsa": ("xsa", True),
     "qkscale": ("qkscale", float),
     "tiedstart": ("tiedstart", True),
 }

@@ -1,4 +1,4 @@
-"""Writing on: symbols are drawn one at a time, and each is read for the next. What gives the scores is a callable."""
+"""Autoregressive sampling. `step` maps the tokens that it has not seen yet to the logits of the next token."""
 
 from __future__ import annotations
 
@@ -11,86 +11,86 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 
-def symbol_rows(prompts: Any, vocabulary: int) -> list[Int[Tensor, " length"]]:
-    """The prompts, one tensor of symbols each.
+def token_rows(prompts: Any, vocabulary: int) -> list[Int[Tensor, " length"]]:
+    """The prompts, one tensor of tokens each.
 
     Raises:
-        ValueError: if they are not several sequences of at least one symbol from 0 to below `vocabulary`.
+        ValueError: if they are not several sequences of at least one token from 0 to below `vocabulary`.
     """
     if isinstance(prompts, str | bytes) or not all(isinstance(prompt, Tensor | Sequence) for prompt in prompts):
-        raise ValueError("prompts must be several sequences of symbols; a single one goes in brackets: [prompt]")
+        raise ValueError("prompts must be several sequences of tokens; a single one goes in brackets: [prompt]")
     if any(isinstance(prompt, str) for prompt in prompts):
-        raise ValueError("a prompt must be symbols and not a string; where symbols are bytes: text.encode()")
+        raise ValueError("a prompt must be tokens and not a string; where tokens are bytes: text.encode()")
     rows = [prompt.cpu() if isinstance(prompt, Tensor) else torch.tensor(list(prompt)) for prompt in prompts]
     if not rows or any(row.ndim != 1 or not len(row) for row in rows):
         came = ", ".join(str(tuple(row.shape)) for row in rows) or "none"
-        raise ValueError(f"each prompt must be a sequence of at least one symbol, but the shapes are {came}")
+        raise ValueError(f"each prompt must be a sequence of at least one token, but the shapes are {came}")
     if any(row.is_floating_point() or row.dtype == torch.bool for row in rows):
         came = ", ".join(sorted({str(row.dtype) for row in rows}))
-        raise ValueError(f"symbols must be whole numbers, but the prompts are of {came}")
+        raise ValueError(f"tokens must be whole numbers, but the prompts are of {came}")
     rows = [row.long() for row in rows]
     least, most = min(int(row.min()) for row in rows), max(int(row.max()) for row in rows)
     if least < 0 or most >= vocabulary:
-        raise ValueError(f"symbols go from 0 to {vocabulary - 1}, but the prompts have some from {least} to {most}")
+        raise ValueError(f"tokens go from 0 to {vocabulary - 1}, but the prompts have some from {least} to {most}")
     return rows
 
 
 def left_padded(prompts: Sequence[Tensor]) -> tuple[Int[Tensor, "batch length"], Int[Tensor, " batch"] | None]:
-    """The prompts as one tensor in which all end together, and the padding before each; None where there is none."""
+    """The prompts as one tensor in which all end together, and the number of padding tokens before each, or None."""
     lengths = torch.tensor([len(prompt) for prompt in prompts])
     padding = lengths.max() - lengths
-    symbols = pad_sequence(list(prompts), batch_first=True, padding_side="left")
-    return symbols, padding if bool(padding.any()) else None
+    tokens = pad_sequence(list(prompts), batch_first=True, padding_side="left")
+    return tokens, padding if bool(padding.any()) else None
 
 
 @torch.no_grad()
-def written(
+def sample(
     step: Callable[[Tensor], Tensor],
-    symbols: Int[Tensor, "batch length"],
+    tokens: Int[Tensor, "batch length"],
     steps: int,
     *,
     temperature: float = 1.0,
     generator: torch.Generator | None = None,
     stop: int | None = None,
 ) -> Int[Tensor, "batch new"]:
-    """Up to `steps` symbols after these.
+    """Up to `steps` tokens after these.
 
     Args:
-        step: from the symbols that it has not seen yet, (batch, new), to the scores of the next one, (batch, classes).
-        symbols: the prompts.
-        steps: how many symbols to write at most.
-        temperature: scores are divided by it before the softmax; 0 takes the most likely symbol.
+        step: maps the tokens that it has not seen yet, (batch, new), to the logits of the next one, (batch, classes).
+        tokens: the prompts.
+        steps: the most tokens to generate.
+        temperature: logits are divided by it before the softmax; 0 takes the most likely token.
         generator: of the draws.
-        stop: a symbol after which a row is finished, and filled with it; all ends when all rows have.
+        stop: a token that ends a row, which is then filled with it; sampling ends when all rows have.
     """
-    found = list(_written(step, symbols, steps, temperature, generator, stop))
-    return torch.stack(found, 1) if found else symbols.new_empty(len(symbols), 0)
+    found = list(_samples(step, tokens, steps, temperature, generator, stop))
+    return torch.stack(found, 1) if found else tokens.new_empty(len(tokens), 0)
 
 
-def _written(
+def _samples(
     step: Callable[[Tensor], Tensor],
-    symbols: Tensor,
+    tokens: Tensor,
     steps: int,
     temperature: float,
     generator: torch.Generator | None,
     stop: int | None,
 ) -> Iterator[Tensor]:
-    stopped = torch.zeros(len(symbols), dtype=torch.bool, device=symbols.device)
+    stopped = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
     for _ in range(steps):
-        new = _drawn(step(symbols), temperature, generator)
+        new = _draw(step(tokens), temperature, generator)
         if stop is not None:
             new = new.masked_fill(stopped, stop)
             stopped |= new == stop
         yield new
         if stop is not None and bool(stopped.all()):
             return
-        symbols = new.unsqueeze(1)
+        tokens = new.unsqueeze(1)
 
 
-def _drawn(
-    scores: Float[Tensor, "batch classes"], temperature: float, generator: torch.Generator | None
+def _draw(
+    logits: Float[Tensor, "batch classes"], temperature: float, generator: torch.Generator | None
 ) -> Int[Tensor, " batch"]:
-    """A symbol for each row from softmax(scores / temperature), or the most likely one."""
+    """A token for each row from softmax(logits / temperature), or the most likely one."""
     if temperature == 0:
-        return scores.argmax(-1)
-    return torch.multinomial((scores / temperature).softmax(-1), 1, generator=generator).squeeze(-1)
+        return logits.argmax(-1)
+    return torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator).squeeze(-1)

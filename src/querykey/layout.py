@@ -15,6 +15,7 @@ from typing import Literal
 import torch
 
 from querykey.design import Design, DesignError, check_combination
+from querykey.positions import Frequencies, Rotary
 
 Init = Literal["normal", "alternating", "constant"]
 
@@ -55,7 +56,9 @@ class Layout:
     head_dim: int
     qk_dim: int
     bias: bool
-    rotary: bool
+    rotary: Rotary | None
+    context_dim: int | None = None
+    sinks: bool = False
 
     @classmethod
     def of(
@@ -66,7 +69,9 @@ class Layout:
         *,
         head_dim: int | None = None,
         bias: bool = False,
-        rotary: bool = False,
+        rotary: Rotary | bool | None = False,
+        context_dim: int | None = None,
+        sinks: bool = False,
     ) -> Layout:
         """The weights of a design at these sizes, and what they cost.
 
@@ -77,15 +82,19 @@ class Layout:
             head_dim: head size of values, and of queries and keys unless the design's `qk_dim` says otherwise;
                 ``dim / heads`` when not given.
             bias: whether each projection has a bias.
-            rotary: whether queries and keys are rotated by position.
+            rotary: how queries and keys are rotated by position; True for `Rotary()`.
+            context_dim: width of what keys and values are made of, where that is always another input than that of
+                queries (cross-attention).
+            sinks: whether each head has a learned score that takes part in the softmax and reads no value.
 
         Raises:
             DesignError: if the design is impossible, at all or at these sizes.
         """
         design = Design.parse(design)
         try:
-            check_combination(design, rotary=rotary)
-            for name, value in {"dim": dim, "heads": heads, "head_dim": head_dim}.items():
+            check_combination(design, rotary=bool(rotary))
+            sizes = {"dim": dim, "heads": heads, "head_dim": head_dim, "context_dim": context_dim}
+            for name, value in sizes.items():
                 if value is not None and value < 1:
                     raise DesignError(f"{name} must be positive, not {value}")
             if head_dim is None:
@@ -95,7 +104,8 @@ class Layout:
             kv_heads = heads if design.kv_heads is None else design.kv_heads
             if heads % kv_heads:
                 raise DesignError(f"kv_heads {kv_heads} must divide the {heads} query heads")
-            layout = cls(design, dim, heads, kv_heads, head_dim, design.qk_dim or head_dim, bias, rotary)
+            qk_dim, turned = design.qk_dim or head_dim, Rotary.of(rotary)
+            layout = cls(design, dim, heads, kv_heads, head_dim, qk_dim, bias, turned, context_dim, sinks)
             _refuse_sizes(layout)
         except DesignError as error:
             raise DesignError(f"design {design}: {error}") from None
@@ -142,12 +152,15 @@ class Layout:
     @cached_property
     def products(self) -> dict[str, dict[str, slice]]:
         """The rows of each fused matrix product: ``{"in_proj": {"q_proj": slice(0, 64), …}, …}``."""
-        output = {"o_proj": (1, self.dim)}
-        return {
-            product: _rows(shapes)
-            for product, shapes in (("in_proj", self.projections), ("up_proj", self.ups), ("o_proj", output))
-            if shapes
-        }
+        shapes: dict[str, dict[str, tuple[int, int]]] = {"in_proj": {}, "context_proj": {}}
+        for name, shape in self.projections.items():
+            shapes["context_proj" if self.reads_context(name) else "in_proj"][name] = shape
+        shapes |= {"up_proj": self.ups, "o_proj": {"o_proj": (1, self.dim)}}
+        return {product: _rows(parts) for product, parts in shapes.items() if parts}
+
+    def reads_context(self, projection: str) -> bool:
+        """Whether a projection is one of a context only."""
+        return self.context_dim is not None and projection != self.reads["q"]
 
     @cached_property
     def one_query_and_key(self) -> bool:
@@ -157,7 +170,12 @@ class Layout:
     @cached_property
     def maps_keys(self) -> bool:
         """Whether keys are normalised or rotated, so that they are not what their projection gives."""
-        return bool(self.rotary or self.design.qknorm or self.design.similarity == "cosine")
+        return self.rotary is not None or self.design.qknorm or self.design.similarity == "cosine"
+
+    @cached_property
+    def frequencies(self) -> Frequencies | None:
+        """Which numbers of queries and keys are rotated, and how fast; None without rotary positions."""
+        return None if self.rotary is None else self.rotary.frequencies(self.qk_dim)
 
     @cached_property
     def makes_keys(self) -> bool:
@@ -175,11 +193,15 @@ class Layout:
         """Every learned tensor; a projection has shape (heads × head size, width), as `nn.functional.linear` wants."""
         found = []
         for name, (heads, size) in self.projections.items():
-            found += self._matrix(name, heads * size, self.dim)
+            found += self._matrix(name, heads * size, self._width(name))
         for name, (heads, size) in self.ups.items():
             found += self._matrix(name, heads * size, self.latent)
         found += self._matrix("o_proj", self.dim, self.heads * self.head_dim)
         return (*found, *self._core_weights(), *self._similarity_weights())
+
+    def _width(self, projection: str) -> int:
+        """Size of what a projection reads."""
+        return self.context_dim if self.context_dim is not None and self.reads_context(projection) else self.dim
 
     def _matrix(self, name: str, rows: int, width: int) -> list[Weight]:
         scale = self.design.qkscale if name in (self.matrices["q"], self.matrices["k"]) else 1.0
@@ -195,7 +217,8 @@ class Layout:
             case None:
                 return []
             case "signed":
-                return [Weight("core", (self.heads, size // 2 if self.rotary else size), "alternating", 1.0)]
+                pairs = len(self.frequencies.near) if self.frequencies else 0  # of which each has one value
+                return [Weight("core", (self.heads, size - pairs), "alternating", 1.0)]
             case "symmetric":  # the upper triangle, row by row: what can be learned and no more
                 return [Weight("core", (self.heads, size * (size + 1) // 2), "normal", scale)]
             case "full":
@@ -208,6 +231,8 @@ class Layout:
         if self.design.qknorm:
             names = ["qk_gain"] if self.design.shares("q", "k") else ["q_gain", "k_gain"]
             found += [Weight(name, (self.qk_dim,), "constant", 1.0) for name in names]
+        if self.sinks:
+            found.append(Weight("sinks", (self.heads,), "constant", 0.0))
         return found
 
     @cached_property
@@ -220,8 +245,8 @@ class Layout:
 
         Scores and weighted sums are counted for all pairs of positions, also where a causal mask leaves half of them.
         """
-        projected = self.dim * sum(heads * size for heads, size in self.projections.values())
-        projected += sum((self.latent) * heads * size for heads, size in self.ups.values())
+        projected = sum(self._width(name) * heads * size for name, (heads, size) in self.projections.items())
+        projected += sum(self.latent * heads * size for heads, size in self.ups.values())
         core = {None: 0, "signed": 0, "symmetric": self.qk_dim**2, "full": self.qk_dim**2}[self.design.core]
         output = self.heads * self.head_dim * self.dim
         pairs = self.heads * (self.qk_dim + self.head_dim)
@@ -247,20 +272,34 @@ class Layout:
 
 def _refuse_sizes(layout: Layout) -> None:
     """Raise for what is impossible at these sizes."""
-    if layout.rotary and layout.qk_dim % 2:
+    queries = next(part for part in layout.design.parts if "q" in part)
+    if layout.context_dim is not None and {*queries} & {"k", "v"}:
         raise DesignError(
-            f"rotary positions rotate pairs of numbers, but the head size of queries and keys is {layout.qk_dim}, odd"
+            "with context_dim keys and values are never made of the input of queries, so they cannot share with them; "
+            "leave context_dim out, or write q on its own"
         )
+    if layout.rotary is not None:
+        if layout.rotary.size is None and layout.qk_dim % 2:
+            raise DesignError(
+                "rotary positions rotate pairs of numbers, but the head size of queries and keys is "
+                f"{layout.qk_dim}, odd"
+            )
+        if layout.rotary.size is not None and layout.rotary.size > layout.qk_dim:
+            raise DesignError(
+                f"{layout.rotary.size} numbers of a head are rotated, but the head size of queries and keys is "
+                f"{layout.qk_dim}"
+            )
     for part in layout.design.parts:
         if "x" in part:
             heads, size = layout.head_shape(part[0])
             if any(layout.head_shape(role) != (heads, size) for role in part if role != "x"):
                 shapes = ", ".join(f"{role}: {layout.head_shape(role)}" for role in part if role != "x")
                 raise DesignError(f"roles that are the input must have the same heads and sizes, not {shapes}")
-            if heads * size != layout.dim:
+            width = layout.context_dim if layout.context_dim is not None and part[0] != "q" else layout.dim
+            if heads * size != width:
                 raise DesignError(
                     f"the unprojected input is read as {heads} heads of {size}, which is {heads * size} numbers, "
-                    f"but dim is {layout.dim}; they must be equal"
+                    f"but its width is {width}; they must be equal"
                 )
 
 

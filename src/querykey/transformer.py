@@ -1,8 +1,8 @@
 """A small pre-norm Transformer around the attention layer: encoder or decoder, with or without MLP and positions.
 
-x = embedding of each position's symbols (their sum) + learned positions, if any
+x = embedding of each position's tokens (their sum) + learned positions, if any
 x = x + attention(norm(x));  x = x + mlp(norm(x))        per layer
-scores = norm(x) W_U                                     one per class
+logits = norm(x) W_U                                     one per class
 """
 
 from __future__ import annotations
@@ -18,11 +18,14 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from querykey import generation
+from querykey.attention.buffers import Cache
 from querykey.attention.cache import KVCache
 from querykey.attention.initial import initialise
 from querykey.attention.layer import SelfAttention
+from querykey.attention.sequence import Span
 from querykey.design import Design
 from querykey.layout import Init, Weight
+from querykey.positions import Rotary
 
 Positions = Literal["none", "learned", "rotary"]
 
@@ -38,7 +41,7 @@ class Block(nn.Module):
         self.up = nn.Linear(dim, hidden, bias=False) if hidden else None
         self.down = nn.Linear(hidden, dim, bias=False) if hidden else None
 
-    def forward(self, x: Tensor, mask: Tensor | None, cache: KVCache | None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None, cache: Cache | None) -> Tensor:
         """(batch, length, dim) to the same."""
         x = x + self.attention(self.attention_norm(x), mask, cache=cache)
         if self.mlp_norm is not None and self.up is not None and self.down is not None:
@@ -47,18 +50,18 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Scores for each position of a sequence of symbols.
+    """A Transformer that maps a sequence of tokens to logits at each position.
 
     Args:
-        vocabulary: number of input symbols.
-        classes: number of scores per position.
+        vocabulary: number of input tokens.
+        classes: number of logits per position.
         length: the longest sequence; only learned positions need it.
         dim, heads, design, head_dim, dropout: of the attention layers; see `SelfAttention`.
         layers: depth.
         mlp: hidden width of the MLP in units of `dim`; 0 for none.
         causal: a decoder rather than an encoder.
         window: how many positions each one sees, itself included, in a decoder; None for all before it.
-        positions: ``"none"``, ``"learned"`` (added to the embedding) or ``"rotary"`` (in the attention).
+        positions: ``"none"``, ``"learned"`` (added to the embedding), or ``"rotary"`` or a `Rotary` (in the attention).
         seed: of the initial values; see `initialise_from`.
 
     Raises:
@@ -80,7 +83,7 @@ class Transformer(nn.Module):
         mlp: float = 4.0,
         causal: bool = False,
         window: int | None = None,
-        positions: Positions = "learned",
+        positions: Positions | Rotary = "learned",
         dropout: float = 0.0,
         seed: int = 0,
     ) -> None:
@@ -91,8 +94,8 @@ class Transformer(nn.Module):
                 raise ValueError(f"{name} must be positive, not {size}")
         if mlp < 0:
             raise ValueError(f"mlp is a width in units of dim, 0 for none, not {mlp}")
-        if positions not in ("none", "learned", "rotary"):
-            raise ValueError(f"positions must be one of none, learned, rotary, not {positions!r}")
+        if not isinstance(positions, Rotary) and positions not in ("none", "learned", "rotary"):
+            raise ValueError(f"positions must be one of none, learned, rotary, or a Rotary, not {positions!r}")
         attention = functools.partial(
             SelfAttention,
             dim,
@@ -100,7 +103,7 @@ class Transformer(nn.Module):
             design,
             head_dim=head_dim,
             causal=causal,
-            rotary=positions == "rotary",
+            rotary=positions if isinstance(positions, Rotary) else positions == "rotary",
             window=window,
             dropout=dropout,
         )
@@ -116,25 +119,25 @@ class Transformer(nn.Module):
         self,
         inputs: Int[Tensor, "batch length features"],
         mask: Tensor | None = None,
-        caches: Sequence[KVCache] | None = None,
+        caches: Sequence[Cache] | None = None,
     ) -> Float[Tensor, "batch length classes"]:
-        """Scores from symbols; with `caches`, one per layer, `inputs` are the next positions.
+        """Logits of tokens; with `caches`, one per layer, `inputs` are the next positions.
 
         Args:
-            inputs: (batch, length, features); the embeddings of a position's symbols are added up.
+            inputs: (batch, length, features); the embeddings of a position's tokens are added up.
             mask: as `SelfAttention` takes it.
             caches: see `KVCache`.
 
         Raises:
             ValueError: if there are more positions than learned ones, or not one cache per layer.
         """
-        if caches is not None and len(caches) != len(self.blocks):
-            raise ValueError(f"expected one cache for each of the {len(self.blocks)} layers, got {len(caches)}")
+        if caches is not None:
+            self._check_caches(caches)
         x = self._embed(inputs, caches[0] if caches else None)
         for block, cache in zip(self.blocks, caches or itertools.repeat(None), strict=False):
             x = block(x, mask, cache)
-        scores: Tensor = self.unembedding(self.norm(x))
-        return scores
+        logits: Tensor = self.unembedding(self.norm(x))
+        return logits
 
     def caches(self, padding: Int[Tensor, " batch"] | None = None) -> list[KVCache]:
         """An empty cache for each layer, for a batch whose rows begin with these numbers of padding positions."""
@@ -149,49 +152,65 @@ class Transformer(nn.Module):
         generator: torch.Generator | None = None,
         stop: int | None = None,
     ) -> Int[Tensor, "batch new"]:
-        """Continue each prompt by `steps` symbols, each drawn from what the model gives for the next one.
+        """Continue each prompt by `steps` tokens, each drawn from the model's distribution of the next one.
 
-        Prompts of different lengths go together, and no row feels another: its probabilities are those that it has
-        alone. Dropout acts in training mode here too: call `eval` first.
+        Prompts may have different lengths; rows are independent of one another. Dropout acts in training mode here too:
+        call `eval` first.
 
         Args:
-            prompts: sequences of symbols, at least one symbol each.
-            steps: how many symbols to write at most.
-            temperature: scores are divided by it before the softmax; 0 takes the most likely symbol.
+            prompts: sequences of tokens, at least one token each.
+            steps: the most tokens to generate.
+            temperature: logits are divided by it before the softmax; 0 takes the most likely token.
             generator: of the draws.
-            stop: a symbol after which a row is finished, and filled with it; all ends when all rows have.
+            stop: a token that ends a row, which is then filled with it; generation ends when all rows have.
 
         Returns:
-            The new symbols, (batch, at most steps).
+            The new tokens, (batch, at most steps).
 
         Raises:
-            ValueError: if the model is an encoder, its classes are not its symbols, a prompt is empty or has other
-                symbols, or prompt and steps are more than the learned positions.
+            ValueError: if the model is an encoder, its classes are not its tokens, a prompt is empty or has other
+                tokens, or prompt and steps are more than the learned positions.
         """
-        symbols, padding = generation.left_padded(self._checked(prompts, steps, temperature, stop))
+        tokens, padding = generation.left_padded(self._checked(prompts, steps, temperature, stop))
         caches = self.caches(padding)
 
         def step(new: Tensor) -> Tensor:
-            scores: Tensor = self(new.unsqueeze(-1), caches=caches)[:, -1]
-            return scores
+            logits: Tensor = self(new.unsqueeze(-1), caches=caches)[:, -1]
+            return logits
 
-        symbols = symbols.to(self.embedding.weight.device)
-        return generation.written(step, symbols, steps, temperature=temperature, generator=generator, stop=stop)
+        device = self.embedding.weight.device
+        if device.type != "meta":  # where the weights of an offloaded model are between calls
+            tokens = tokens.to(device)
+        return generation.sample(step, tokens, steps, temperature=temperature, generator=generator, stop=stop)
 
-    def _embed(self, inputs: Tensor, cache: KVCache | None = None) -> Tensor:
-        """The sum of each position's symbols, and its learned position, counted after the padding, if there are any."""
+    def _embed(self, inputs: Tensor, cache: Cache | None = None) -> Tensor:
+        """The sum of each position's tokens, and its learned position, counted after the padding, if there are any."""
         x: Tensor = self.embedding(inputs).sum(-2)
         if self.positions is None:
             return x
-        start, padding = (0, None) if cache is None else (len(cache), cache.padding)
-        end = start + inputs.shape[1]
-        last = end if cache is None else end - cache.least_padding
-        if last > self.length:
-            raise ValueError(f"the model has {self.length} learned positions; {last} would be too many")
-        if padding is None:
-            return x + self.positions[start:end]
-        places = torch.arange(start, end, device=x.device) - padding.to(x.device)[:, None]
-        return x + self.positions[places.clamp(min=0)]
+        own: Span | Tensor = Span(0, inputs.shape[1])
+        padding, least = None, 0
+        if cache is not None:
+            own, padding, least = cache.next_positions(inputs.shape[1]), cache.padding, cache.least_padding
+        if isinstance(own, Span):
+            if own.stop - least > self.length:
+                raise ValueError(f"the model has {self.length} learned positions; {own.stop - least} would be too many")
+            if padding is None:
+                return x + self.positions[own.start : own.stop]
+            own = torch.arange(own.start, own.stop, device=x.device)
+        counted = own if padding is None else own - padding.to(x.device)[:, None]
+        return x + self.positions[counted.clamp(min=0)]
+
+    def _check_caches(self, caches: Sequence[Cache]) -> None:
+        if len(caches) != len(self.blocks):
+            raise ValueError(f"expected one cache for each of the {len(self.blocks)} layers, got {len(caches)}")
+        lengths = [len(cache) for cache in caches if isinstance(cache, KVCache)]  # others would have to ask the device
+        if len(set(lengths)) > 1:
+            *most, last = map(str, lengths)
+            raise ValueError(
+                f"the caches hold {', '.join(most)} and {last} positions, so an earlier step failed midway; "
+                f"take it back with crop({min(lengths)}) for each cache"
+            )
 
     def _checked(
         self, prompts: Sequence[Sequence[int] | Tensor] | Tensor, steps: int, temperature: float, stop: int | None
@@ -199,20 +218,22 @@ class Transformer(nn.Module):
         """The prompts, one tensor each, if the model can continue them."""
         vocabulary, classes = self.embedding.num_embeddings, self.unembedding.out_features
         if not self.attentions[0].causal:
-            raise ValueError("an encoder sees what comes after, and cannot write it; make the model with causal=True")
+            raise ValueError(
+                "an encoder attends to later positions and cannot generate; make the model with causal=True"
+            )
         if classes != vocabulary:
             raise ValueError(
-                f"what is written is read again, so {classes} classes must be {vocabulary}, the vocabulary"
+                f"generated tokens are inputs, so the {classes} classes must be the {vocabulary} of the vocabulary"
             )
         if not isinstance(steps, int) or steps < 0 or not 0 <= temperature < float("inf"):
             raise ValueError(
                 f"steps must be a whole number from 0, and the temperature 0 or more, not {steps} and {temperature}"
             )
         if stop is not None and not 0 <= stop < vocabulary:
-            raise ValueError(f"stop must be a symbol from 0 to {vocabulary - 1}, not {stop}")
-        rows = generation.symbol_rows(prompts, vocabulary)
+            raise ValueError(f"stop must be a token from 0 to {vocabulary - 1}, not {stop}")
+        rows = generation.token_rows(prompts, vocabulary)
         longest = max(map(len, rows))
-        if self.positions is not None and longest + steps - 1 > self.length:  # the last symbol is not read
+        if self.positions is not None and longest + steps - 1 > self.length:  # the last token is not read
             raise ValueError(
                 f"the model has {self.length} learned positions; a prompt of {longest} and {steps} steps are too many"
             )

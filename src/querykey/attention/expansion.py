@@ -16,13 +16,14 @@ class PlainWeights(NamedTuple):
     """A design written out as ordinary attention: the weights that the textbook formula needs, per head.
 
     A core is folded into `W_Q` and `b_Q`, and a latent into the weights of its roles; keys and values of a group are
-    given once. `temperature` is τ of the cosine similarity, the gains belong to the norms of queries and keys; None
-    where the design has none.
+    given once. `temperature` is τ of the cosine similarity, the gains belong to the norms of queries and keys, and
+    sinks are scores without a value; None where the design has none. With a context of another width, W_K and W_V have
+    that width.
     """
 
     W_Q: Float[Tensor, "heads dim qk_dim"]
-    W_K: Float[Tensor, "kv_heads dim qk_dim"]
-    W_V: Float[Tensor, "kv_heads dim head_dim"]
+    W_K: Float[Tensor, "kv_heads context_dim qk_dim"]
+    W_V: Float[Tensor, "kv_heads context_dim head_dim"]
     W_O: Float[Tensor, "heads head_dim dim"]
     b_Q: Float[Tensor, "heads qk_dim"] | None = None
     b_K: Float[Tensor, "kv_heads qk_dim"] | None = None
@@ -31,6 +32,7 @@ class PlainWeights(NamedTuple):
     temperature: Float[Tensor, " heads"] | None = None
     q_gain: Float[Tensor, " qk_dim"] | None = None
     k_gain: Float[Tensor, " qk_dim"] | None = None
+    sinks: Float[Tensor, " heads"] | None = None
 
 
 def expand(layout: Layout, tensors: Mapping[str, Tensor]) -> PlainWeights:
@@ -55,6 +57,7 @@ def expand(layout: Layout, tensors: Mapping[str, Tensor]) -> PlainWeights:
         tensors.get("temperature"),
         tensors.get("q_gain", tensors.get("qk_gain")),
         tensors.get("k_gain", tensors.get("qk_gain")),
+        tensors.get("sinks"),
     )
 
 
@@ -62,7 +65,7 @@ def core_matrix(layout: Layout, core: Tensor) -> Float[Tensor, "heads qk_dim qk_
     """The core as one square matrix per query head."""
     match layout.design.core:
         case "signed":
-            return torch.diag_embed(torch.cat([core, core], -1) if layout.rotary else core)
+            return torch.diag_embed(signed_diagonal(layout, core))
         case "symmetric":
             size = layout.qk_dim
             rows, columns = torch.triu_indices(size, size, device=core.device)
@@ -73,12 +76,22 @@ def core_matrix(layout: Layout, core: Tensor) -> Float[Tensor, "heads qk_dim qk_
             return core
 
 
+def signed_diagonal(layout: Layout, core: Tensor) -> Float[Tensor, "heads qk_dim"]:
+    """The diagonal of a signed core; the two numbers of a rotated pair have one value."""
+    if layout.frequencies is None:
+        return core
+    pairs, others = core.split([len(layout.frequencies.near), core.shape[-1] - len(layout.frequencies.near)], -1)
+    paired = pairs.repeat_interleave(2, -1) if layout.frequencies.interleaved else torch.cat([pairs, pairs], -1)
+    return torch.cat([paired, others], -1) if others.shape[-1] else paired
+
+
 def _per_head(layout: Layout, tensors: Mapping[str, Tensor], role: str) -> Tensor:
     heads, size = layout.head_shape(role)
     name = layout.reads[role]
     if name == "x":
         like = tensors["o_proj"]
-        matrix = torch.eye(layout.dim, dtype=like.dtype, device=like.device)
+        width = layout.dim if role == "q" or layout.context_dim is None else layout.context_dim
+        matrix = torch.eye(width, dtype=like.dtype, device=like.device)
     else:
         matrix = tensors[name]
     if role in layout.design.latent_roles:

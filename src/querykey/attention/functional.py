@@ -6,8 +6,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from querykey.attention import checks, kernels, masks
-from querykey.attention import similarity as similarities
 from querykey.attention.reference import check_tensors
+from querykey.attention.scoring import Scoring
+from querykey.attention.similarity import default_scale
 from querykey.design import Similarity
 
 
@@ -26,7 +27,7 @@ def attend(
     """softmax(Q Kᵀ / √d_k) V, or with another similarity. Vaswani et al., 1706.03762, equation 1.
 
     Args:
-        q: (..., query, d_k); leading dimensions (none, batch, or batch and heads) are free.
+        q: (query, d_k), (batch, query, d_k) or (..., heads, query, d_k).
         k: (..., key, d_k), with the same leading dimensions; its heads may be fewer where they divide those of `q`.
         v: (..., key, d_v), with the leading dimensions of `k`.
         similarity: ``"dot"``: scale · q·k; ``"cosine"``: scale · cos(q, k); ``"l2"``: −scale · ‖q − k‖²/2.
@@ -48,16 +49,15 @@ def attend(
         shape = (*q.shape[:-1], k.shape[-2])
         masks.check(mask, shape)
         mask = mask.reshape(*(1,) * (len(shape) - mask.ndim), *mask.shape)  # its own leading axes, before ours
-    missing = 4 - q.ndim
-    if scale is None:
-        scale = similarities.default_scale(similarity, q.shape[-1])
-    q, k = similarities.as_dot_product(q, k, similarity)
-    q, k, v = (_to_four_dimensions(tensor) for tensor in (q, k, v))
+        if mask.ndim > 4:
+            mask = mask.expand(*shape[:-3], *mask.shape[-3:])
+    scale = default_scale(similarity, q.shape[-1]) if scale is None else scale
+    scoring = Scoring(scale, similarity, causal, window)
     mask = None if mask is None else _to_four_dimensions(mask)
-    call = kernels.prepare(q, k, v, scale=scale, causal=causal, mask=mask, dropout=dropout, window=window)
-    out = kernels.run(call)
-    return out[(0,) * missing]
+    queries, keys, values = map(_to_four_dimensions, (q, k, v))
+    out = kernels.run(scoring.call(queries, keys, values, mask, dropout))
+    return out.reshape(*q.shape[:-1], v.shape[-1])
 
 
 def _to_four_dimensions(tensor: Tensor) -> Tensor:
-    return tensor[(None,) * (4 - tensor.ndim)]
+    return tensor[(None,) * (4 - tensor.ndim)] if tensor.ndim <= 4 else tensor.flatten(0, -4)

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend
 
 from querykey.attention import blocked, masks, reference
+from querykey.attention.modifiers import NONE, Modifiers, capped
 from querykey.attention.tracing import wants_plain
 
 Route = Literal["fused", "blocked", "products"]
@@ -60,6 +61,7 @@ class Call(NamedTuple):
     route: Route = "fused"
     selfmask: bool = False
     window: int | None = None
+    modifiers: Modifiers = NONE
 
 
 def prepare(
@@ -73,6 +75,7 @@ def prepare(
     dropout: float,
     selfmask: bool = False,
     window: int | None = None,
+    modifiers: Modifiers = NONE,
 ) -> Call:
     """Arguments that a kernel takes, from (batch, heads, length, size); keys and values may be grouped.
 
@@ -84,17 +87,21 @@ def prepare(
     if window is not None:
         k, v, mask, window = _within(window, q, k, v, mask)
     queries, keys = q.shape[-2], k.shape[-2]
-    if causal and mask is None and not dropout and queries == keys and _by_blocks(q, k, v, window):
-        return Call(q, k, v, None, 0.0, True, scale, v.shape[-1], "blocked", selfmask, window)
-    products = _by_products(q, k, v, dropout)
-    plain = mask is None and not selfmask and window is None and not products
-    simple = causal and bool(queries == keys) and plain
+    if causal and mask is None and not dropout and queries == keys and _by_blocks(q, k, v, window, modifiers):
+        return Call(q, k, v, None, 0.0, True, scale, v.shape[-1], "blocked", selfmask, window, modifiers)
+    products, slopes = modifiers.needs_scores or _by_products(q, k, v, dropout), modifiers.slopes
+    plain = mask is None and not selfmask and window is None and slopes is None and not products
+    simple = False  # by a branch: `and` would give a symbol where lengths are symbols of a graph
+    if causal and plain and queries == keys:
+        simple = True
     if not simple:
-        mask = masks.combine(mask, queries, keys, causal=causal, selfmask=selfmask, window=window, device=q.device)
+        mask = masks.combine(
+            mask, queries, keys, causal=causal, selfmask=selfmask, window=window, device=q.device, slopes=slopes
+        )
     if mask is not None and mask.dtype != torch.bool:
         mask = mask.to(q.dtype)
     if products:
-        return Call(q, k, v, mask, dropout, False, scale, v.shape[-1], "products")
+        return Call(q, k, v, mask, dropout, False, scale, v.shape[-1], "products", modifiers=modifiers)
     size, widest = v.shape[-1], max(q.shape[-1], v.shape[-1])
     if q.shape[-1] != size:
         if q.device.type != "cpu":
@@ -106,7 +113,7 @@ def prepare(
 def run(call: Call) -> Tensor:
     """The attention of a prepared call: (batch, heads, query, size of the values)."""
     if call.route == "blocked":
-        return blocked.blocked_attention(call.q, call.k, call.v, call.scale, call.selfmask, call.window)
+        return blocked.blocked_attention(call.q, call.k, call.v, call.scale, call.selfmask, call.window, call.modifiers)
     if call.route == "products":
         return _products(call)
     mask, none_left = call.mask, None
@@ -166,16 +173,18 @@ def _within(
     return k, v, mask, window if torch.compiler.is_compiling() or window < keys else None
 
 
-def _by_blocks(q: Tensor, k: Tensor, v: Tensor, window: int | None = None) -> bool:
+def _by_blocks(q: Tensor, k: Tensor, v: Tensor, window: int | None = None, modifiers: Modifiers = NONE) -> bool:
     """Whether causal attention of as many queries as keys is computed by blocks of rows."""
     able = q.device.type == "cpu" and q.dtype in (torch.float32, torch.float64) and q.shape[-2] > 1
     able = able and v.shape[1] == k.shape[1]
     if _force_blocks is not None or not able:
         return able and bool(_force_blocks)
-    if wants_plain(q):
+    if wants_plain(q) or not torch.backends.cuda.flash_sdp_enabled():  # which `sdpa_kernel` switches off
         return False
     training = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
-    if window is not None:
+    if modifiers.needs_scores or modifiers.slopes is not None:
+        wins = True  # the alternative forms all scores, or a mask of all pairs
+    elif window is not None:
         wins = q.shape[-2] >= BLOCKED_WINDOW
     else:
         wins = q.shape[-2] in (BLOCKED_TRAINING if training else BLOCKED_FORWARD)
@@ -196,13 +205,15 @@ def _by_products(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> bool:
 
 def _products(call: Call) -> Tensor:
     """The formula, with the heads of a group as the rows of one product."""
-    batch, heads, queries, size = call.q.shape
-    keys = call.k.shape[2]
-    rows = (call.q * call.scale).reshape(batch, call.k.shape[1], -1, size)
-    weights = reference.masked_softmax((rows @ call.k.mT).view(batch, heads, queries, keys), call.mask)
+    batch, heads, queries, size = call.q.shape  # any may be 0, so none is left to be inferred
+    groups, keys = call.k.shape[1:3]
+    rows = (call.q * call.scale).reshape(batch, groups, heads // groups * queries, size)
+    scores = capped((rows @ call.k.mT).view(batch, heads, queries, keys), call.modifiers.softcap)
+    weights = reference.masked_softmax(scores, call.mask, call.modifiers.sinks).to(call.v.dtype)
     if call.dropout:
         weights = F.dropout(weights, call.dropout)
-    return (weights.view(batch, call.v.shape[1], -1, keys) @ call.v).view(batch, heads, queries, -1)
+    groups, _, size = call.v.shape[1:]
+    return (weights.view(batch, groups, heads // groups * queries, keys) @ call.v).view(batch, heads, queries, size)
 
 
 def _expand(mask: Tensor | None) -> Tensor | None:

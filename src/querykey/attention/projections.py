@@ -13,20 +13,22 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from querykey.attention import maps
 from querykey.attention.expansion import PlainWeights, expand
 from querykey.attention.initial import copy_rows, initialise
+from querykey.attention.sequence import Span
 from querykey.layout import Layout
 
-VECTORS = ("core", "temperature", "q_gain", "k_gain", "qk_gain")  # parameters that are no projection
+VECTORS = ("core", "temperature", "q_gain", "k_gain", "qk_gain", "sinks")  # parameters that are no projection
 
 
 class Projections(nn.Module):
     """The parameters of a layout, and what they make of the input.
 
     All projections of the input are rows of one `nn.Linear`, `in_proj`, so that they are one matrix product; a shared
-    projection is there once. With a latent, `up_proj` holds the matrices through which roles read it. `o_proj` projects
-    the output. A product that the design does not have is None. `named_weights` gives each weight by its name in the
-    layout.
+    projection is there once. With a latent, `up_proj` holds the matrices through which roles read it; where a context
+    has a width of its own, `context_proj` holds its projections. `o_proj` projects the output. A product that the
+    design does not have is None. `named_weights` gives each weight by its name in the layout.
 
     Args:
         layout: the design at sizes.
@@ -34,6 +36,7 @@ class Projections(nn.Module):
     """
 
     in_proj: nn.Linear | None
+    context_proj: nn.Linear | None
     up_proj: nn.Linear | None
     o_proj: nn.Linear
     core: Tensor | None
@@ -41,6 +44,7 @@ class Projections(nn.Module):
     q_gain: Tensor | None
     k_gain: Tensor | None
     qk_gain: Tensor | None
+    sinks: Tensor | None
 
     def __init__(
         self, layout: Layout, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
@@ -50,16 +54,20 @@ class Projections(nn.Module):
         self.design = layout.design
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         # Worked out once: asking the layout at each call would cost small shapes several per cent.
-        for name in ("cached", "makes_keys", "maps_keys", "one_query_and_key"):
+        for name in ("cached", "frequencies", "makes_keys", "maps_keys", "one_query_and_key"):
             getattr(layout, name)  # torch.compile does not trace the first reading of a cached property
         self._made = {role: (layout.matrices[role], layout.head_shape(role)) for role in "qkv"}
         self._latent = next((layout.reads[role] for role in self.design.latent_roles), "")
         self._spans = {
             (product, roles): _Span.of(layout.products.get(product, {}), {names[role] for role in roles})
-            for product, names in (("in_proj", layout.reads), ("up_proj", layout.matrices))
+            for product, names in (
+                ("in_proj", layout.reads),
+                ("context_proj", layout.reads),
+                ("up_proj", layout.matrices),
+            )
             for roles in ("qkv", "q", "k", "v", "kv")
         }
-        self.in_proj = self.up_proj = None
+        self.in_proj = self.context_proj = self.up_proj = None
         for product, rows in layout.products.items():
             setattr(self, product, _linear(layout, rows, **factory))
         shapes = {weight.name: weight.shape for weight in layout.weights}
@@ -109,7 +117,8 @@ class Projections(nn.Module):
 
     def project(self, source: Tensor, roles: str) -> dict[str, Tensor]:
         """What these roles read of `source`, (batch, length, heads × size) each, by name; ``"x"`` is `source`."""
-        read = self._spans["in_proj", roles].read(self.in_proj, source)
+        product = "in_proj" if self.layout.context_dim is None or roles == "q" else "context_proj"
+        read = self._spans[product, roles].read(getattr(self, product), source)
         read["x"] = source
         return read
 
@@ -119,8 +128,47 @@ class Projections(nn.Module):
             read = read | span.read(self.up_proj, read[self._latent])
         return [split_heads(read[matrix], shape) for matrix, shape in map(self._made.__getitem__, roles)]
 
-    def output(self, out: Tensor) -> Tensor:
-        """The output, of the weighted values of each head."""
+    def queries_keys_values(self, x: Tensor, positions: Span | Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of self-attention, (batch, heads, length, size) each, after core, norm and rotation to their positions."""
+        q, k, v = self.heads(self.project(x, "qkv"), "qkv")
+        q = self.queries(q, positions)
+        return q, q if self.layout.one_query_and_key else self.mapped(k, positions, self.k_gain), v
+
+    def queries_of(self, x: Tensor, positions: Span | Tensor) -> Tensor:
+        """Of cross-attention: the queries of x."""
+        (q,) = self.heads(self.project(x, "q"), "q")
+        return self.queries(q, positions)
+
+    def keys_values_of(self, context: Tensor, values: Tensor | None, positions: Span | Tensor) -> tuple[Tensor, Tensor]:
+        """Of cross-attention: the keys of a context, and its values or those of another tensor."""
+        if values is None:
+            k, v = self.heads(self.project(context, "kv"), "kv")
+        else:
+            (k,), (v,) = (
+                self.heads(self.project(source, role), role) for source, role in ((context, "k"), (values, "v"))
+            )
+        return self.mapped(k, positions, self.k_gain), v
+
+    def queries(self, q: Tensor, positions: Span | Tensor) -> Tensor:
+        """Queries after core, norm and rotation."""
+        if self.core is not None:
+            q = maps.apply_core(q, self.core, self.layout)
+        return self.mapped(q, positions, self.q_gain)
+
+    def mapped(self, tensor: Tensor, positions: Span | Tensor, gain: Tensor | None) -> Tensor:
+        """Norm and rotation of queries or keys at their positions."""
+        if not self.layout.maps_keys:
+            return tensor
+        return maps.apply(tensor, positions, self.qk_gain if gain is None else gain, self.layout)
+
+    def with_temperature(self, q: Tensor) -> Tensor:
+        """Queries times τ of the cosine similarity, if they have one."""
+        return q if self.temperature is None else q * self.temperature[:, None, None]
+
+    def output(self, out: Tensor, own: Tensor | None = None) -> Tensor:
+        """The output, of the weighted values of each head; `own` are the values of the queries' own positions."""
+        if self.design.xsa and own is not None:
+            out = maps.exclusive(out, own)
         projected: Tensor = self.o_proj(out.transpose(1, 2).flatten(2))
         return projected
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from querykey.attention import masks
 from querykey.attention import similarity as similarities
+from querykey.attention.modifiers import softmax_with_sinks
 from querykey.design import Similarity
 
 
@@ -25,7 +26,7 @@ def attention_scores(
     """How much each query likes each key: Q Kᵀ / √d_k, or another similarity.
 
     Args:
-        q: (..., query, d_k); leading dimensions (none, batch, or batch and heads) are free.
+        q: (query, d_k), (batch, query, d_k) or (..., heads, query, d_k).
         k: (..., key, d_k), with the same leading dimensions; its heads may be fewer where they divide those of `q`.
         similarity: ``"dot"``: scale · q·k; ``"cosine"``: scale · cos(q, k); ``"l2"``: −scale · ‖q − k‖²/2.
         scale: 1/√d_k when not given, and √d_k for the cosine.
@@ -39,7 +40,7 @@ def attention_scores(
     check_tensors(q, k)
     if scale is None:
         scale = similarities.default_scale(similarity, q.shape[-1])
-    return similarities.scores(q, repeat_heads(k, q), similarity, scale)
+    return similarities.scores(q, repeat_heads(k, q), similarity, scale).to(q.dtype)
 
 
 def attention_weights(
@@ -57,22 +58,25 @@ def attention_weights(
     `causal`, `mask` and `window` are those of `attend`.
     """
     masks.check_window(window, causal)
-    raw = attention_scores(q, k, similarity, scale=scale)
+    check_tensors(q, k)
+    if scale is None:
+        scale = similarities.default_scale(similarity, q.shape[-1])
+    raw = similarities.scores(q, repeat_heads(k, q), similarity, scale)
     if mask is not None:
         masks.check(mask, raw.shape)
     mask = masks.combine(mask, *raw.shape[-2:], causal=causal, window=window, device=raw.device)
-    return masked_softmax(raw, mask)
+    return masked_softmax(raw, mask).to(q.dtype)
 
 
-def masked_softmax(raw: Tensor, mask: Tensor | None) -> Tensor:
+def masked_softmax(raw: Tensor, mask: Tensor | None, sinks: Tensor | None = None) -> Tensor:
     """Softmax over the last axis of scores under a mask; a row with nothing allowed gives zeros, and no NaN."""
     if mask is None:
-        return raw.softmax(-1)
+        return softmax_with_sinks(raw, sinks)
     open_ = masks.allowed(mask)
     if mask.dtype != torch.bool:
         raw = raw + mask.masked_fill(~open_, 0.0)
     some = open_.any(-1, keepdim=True)
-    return raw.masked_fill(~open_ & some, float("-inf")).softmax(-1) * some
+    return softmax_with_sinks(raw.masked_fill(~open_ & some, float("-inf")), sinks) * some
 
 
 def weighted_sum(weights: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
@@ -98,9 +102,10 @@ def check_tensors(q: Tensor, k: Tensor, v: Tensor | None = None) -> None:
     """
     named = {"q": q, "k": k} | ({} if v is None else {"v": v})
     shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in named.items())
-    if any(not 2 <= tensor.ndim <= 4 or tensor.ndim != q.ndim for tensor in named.values()):
+    if any(tensor.ndim < 2 or tensor.ndim != q.ndim for tensor in named.values()):
         raise ValueError(
-            f"expected tensors of one rank, from (length, size) to (batch, heads, length, size), got {shapes}"
+            "expected tensors of one rank: (length, size), (batch, length, size) or (…, heads, length, size), "
+            f"got {shapes}"
         )
     if q.shape[-1] != k.shape[-1]:
         raise ValueError(f"queries and keys must have the same size, got {shapes}")
@@ -109,5 +114,6 @@ def check_tensors(q: Tensor, k: Tensor, v: Tensor | None = None) -> None:
     if any(tensor.dtype != q.dtype or not tensor.is_floating_point() for tensor in named.values()):
         dtypes = ", ".join(f"{name} {tensor.dtype}" for name, tensor in named.items())
         raise ValueError(f"expected one floating point dtype, got {dtypes}")
-    if (q.ndim == 4 and q.shape[0] != k.shape[0]) or (q.ndim > 2 and (not k.shape[-3] or q.shape[-3] % k.shape[-3])):
+    grouped = q.ndim > 3 and k.shape[-3] > 0 and q.shape[-3] % k.shape[-3] == 0  # three dimensions have no heads
+    if q.shape[:-3] != k.shape[:-3] or (q.shape[-3:-2] != k.shape[-3:-2] and not grouped):
         raise ValueError(f"keys must have the batch of the queries, and heads that divide theirs, got {shapes}")

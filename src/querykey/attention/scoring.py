@@ -5,11 +5,12 @@ scores = similarity(q, k); weights = softmax(scores, masked); out = weights v
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
-from querykey.attention import kernels, masks, reference, similarity
+from querykey.attention import kernels, masks, modifiers, reference, similarity
 from querykey.design import Similarity
 
 
@@ -23,6 +24,8 @@ class Scoring:
         causal: a query sees no later key; the last query is aligned to the last key.
         window: with `causal`, a query sees this many keys at most, its own among them.
         selfmask: a query does not see its own key unless nothing else is left.
+        softcap: scores stay between −softcap and softcap.
+        alibi: scores fall with the distance of query and key, at a slope of each head.
     """
 
     scale: float
@@ -30,26 +33,49 @@ class Scoring:
     causal: bool = False
     window: int | None = None
     selfmask: bool = False
+    softcap: float | None = None
+    alibi: bool = False
+
+    @property
+    def unmasked(self) -> Scoring:
+        """The same where `mask` has been applied already."""
+        return replace(self, causal=False, window=None, selfmask=False, alibi=False)
 
     def scores(self, q: Tensor, k: Tensor) -> Tensor:
         """(batch, heads, query, key), before masks."""
-        return similarity.scores(q, reference.repeat_heads(k, q), self.similarity, self.scale)
+        raw = similarity.scores(q, reference.repeat_heads(k, q), self.similarity, self.scale)
+        return modifiers.capped(raw, self.softcap)
 
-    def mask(self, mask: Tensor | None, q: Tensor, k: Tensor) -> Tensor | None:
-        """`mask` combined with causality, window and self-mask; None where every pair is allowed."""
+    def mask(self, mask: Tensor | None, q: Tensor, keys: int, positions: Tensor | None = None) -> Tensor | None:
+        """`mask` combined with causality, window, self-mask and ALiBi; None where all is allowed. See `combine`."""
         return masks.combine(
             mask,
             q.shape[-2],
-            k.shape[-2],
+            keys,
             causal=self.causal,
             selfmask=self.selfmask,
             window=self.window,
             device=q.device,
+            positions=positions,
+            slopes=self._slopes(q),
         )
 
-    def call(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float = 0.0) -> kernels.Call:
+    def _slopes(self, q: Tensor) -> Tensor | None:
+        return modifiers.alibi_slopes(q.shape[1], q.device) if self.alibi else None
+
+    def call(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: Tensor | None,
+        dropout: float = 0.0,
+        sinks: Tensor | None = None,
+    ) -> kernels.Call:
         """The kernel call that gives the weighted values; (batch, heads, length, size) each."""
-        q, k = similarity.as_dot_product(q, k, self.similarity)
+        q, k, v = _one_dtype(q, k, v)
+        changes = modifiers.Modifiers(self.softcap, self._slopes(q), sinks)
+        q, k = similarity.as_dot_product(q, k, self.similarity, exact=changes.needs_scores)
         return kernels.prepare(
             q,
             k,
@@ -60,11 +86,28 @@ class Scoring:
             dropout=dropout,
             selfmask=self.selfmask,
             window=self.window,
+            modifiers=changes,
         )
 
     def explicit(
-        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float = 0.0
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: Tensor | None,
+        dropout: float = 0.0,
+        sinks: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The weighted values and the weights before dropout, by the formula."""
-        weights = reference.masked_softmax(self.scores(q, k), self.mask(mask, q, k))
+        q, k, v = _one_dtype(q, k, v)
+        mask = self.mask(mask, q, k.shape[-2])
+        weights = reference.masked_softmax(self.scores(q, k), mask, sinks).to(v.dtype)
         return reference.weighted_sum(weights, v, dropout), weights
+
+
+def _one_dtype(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """In the dtype of autocast where it is enabled: norms leave float32 there, and unprojected inputs may be so."""
+    if not torch.is_autocast_enabled(v.device.type) or v.dtype == torch.float64:
+        return q, k, v
+    dtype = torch.get_autocast_dtype(v.device.type)
+    return q.to(dtype), k.to(dtype), v.to(dtype)

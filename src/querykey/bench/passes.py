@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -49,7 +49,7 @@ def of_layer(layer: SelfAttention, x: Tensor, case: Case) -> LayerPass:
         backend = layer.backend(x, cache=cache)
     # Each step starts from a shallow copy, which shares the buffer but not the length: the cache never grows.
     step = torch.no_grad()(lambda: layer(x, cache=copy.copy(cache)))
-    return LayerPass(step, backend, cache.nbytes // (case.shape.batch * cache.held))
+    return LayerPass(step, backend, cache.nbytes // (case.shape.batch * cache.stored))
 
 
 def of_lower_bound(layout: Layout, case: Case) -> Run:
@@ -78,26 +78,13 @@ def differentiated(forward: Callable[[], Tensor], leaves: Iterable[Tensor]) -> R
     return lambda: torch.autograd.grad(forward(), wanted, direction)
 
 
-class _Repeating(KVCache):
-    """A cache that stores each new position several times, so that one step fills it, whatever a layer caches."""
-
-    def __init__(self, times: int) -> None:
-        super().__init__()
-        self.times = times
-
-    def append(self, *given: Any, **new: Any) -> tuple[Tensor, ...]:
-        for name, tensor in new.items():
-            if isinstance(tensor, Tensor):
-                new[name] = tensor.repeat_interleave(self.times, 2)
-        return super().append(*given, **new)
-
-
 def filled(layer: SelfAttention, x: Float[Tensor, "batch 1 dim"], cached: int) -> KVCache:
     """A cache of that many positions, all of them `x`, whose buffer has capacity for more."""
-    cache = _Repeating(cached - 1)
+    cache = KVCache()
     layer(x, cache=cache)
-    cache.times = 1
-    layer(x, cache=cache)  # the buffer was exactly full, and grows here
+    repeated = {name: tensor.expand(-1, -1, cached - 2, -1) for name, tensor in cache.contents().items()}
+    cache.append(layer.window, **repeated)
+    layer(x, cache=cache)
     return cache
 
 

@@ -9,7 +9,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from querykey.attention import rotary
 from querykey.attention.layer import SelfAttention
 from querykey.checkpoint import HeadMap, Projection, Rotary
 from querykey.models import intervention
@@ -91,10 +90,8 @@ def _head_map(number: int, layer: SelfAttention) -> HeadMap:
     layout = layer.layout
     group = layout.heads // layout.kv_heads
     turning = None
-    if layout.rotary:
-        half = layout.qk_dim // 2
-        pairs = torch.arange(half)
-        turning = Rotary(torch.stack([pairs, pairs + half], 1), rotary.angles(1, 1, layout.qk_dim)[0])
+    if layout.frequencies is not None:
+        turning = Rotary(layout.frequencies.pairs, layout.frequencies.at(1))
     return HeadMap(
         name=f"blocks.{number}.attention",
         query=Projection(layout.heads, layout.qk_dim, ()),
