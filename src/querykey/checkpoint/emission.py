@@ -37,7 +37,7 @@ SUMS = (torch.add, Tensor.add, Tensor.__add__)
 
 
 class Product(NamedTuple):
-    """The origin of emitted channels: channel c is row (column, if `transposed`) `first + c` of `weight`."""
+    """Where emitted channels come from: channel c is row (column, if `transposed`) `first + c` of `weight`."""
 
     weight: str
     bias: str | None

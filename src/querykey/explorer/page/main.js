@@ -35,13 +35,14 @@ export async function start(given = null) {
     const found = await source.models();
     Object.assign(page, { models: found.models, documents: found.documents });
     await follow({ model: found.model, text: found.text });
-    addEventListener("hashchange", () => trying(follow));
+    // the event's own address: a drawing on its way may have written the former one back by now
+    addEventListener("hashchange", ({ newURL }) => trying(follow, {}, new URL(newURL).hash));
   });
 }
 
 // Shows what the address says, over what the page began with.
-async function follow(begun = {}) {
-  const wanted = { ...begun, ...fromHash(location.hash) };
+async function follow(begun = {}, hash = location.hash) {
+  const wanted = { ...begun, ...fromHash(hash) };
   const model = page.models.some(({ id }) => id === wanted.model) ? wanted.model : (begun.model ?? state.model ?? page.models[0].id);
   Object.assign(state, DEFAULTS, { model: state.model }, wanted, { model: state.model });
   if (!VIEWS[state.view]) state.view = DEFAULTS.view;
