@@ -34,9 +34,9 @@ export async function start(given = null) {
   await trying(async () => {
     const found = await source.models();
     Object.assign(page, { models: found.models, documents: found.documents });
-    await follow({ model: found.model, text: found.text });
     // the event's own address: a drawing on its way may have written the former one back by now
     addEventListener("hashchange", ({ newURL }) => trying(follow, {}, new URL(newURL).hash));
+    await follow({ model: found.model, text: found.text });
   });
 }
 
