@@ -40,3 +40,6 @@ def test_the_one_behind_catches_up_where_the_lead_shrinks(higher):
     assert not catching_up(behind, ahead, higher, 0.1)
     steady = curve(*(sign * x for x in (0, 0.1, 0.3, 0.4, 0.4)))
     assert not catching_up(ahead, steady, higher, 0.1)
+    slow = curve(*(sign * x for x in (0, 0.0, 0.0, 0.0, 0.06)))  # it gains 0.06 of 0.84: five such fifths are too few
+    assert catching_up(ahead, slow, higher, 0.05) is False
+    assert catching_up(curve(*(sign * x for x in (0.1, 0.2, 0.3, 0.3, 0.3))), slow, higher, 0.05)

@@ -42,10 +42,16 @@ def catching_up(
     higher_is_better: bool,
     tolerance: float,
 ) -> bool:
-    """Whether the lead of one curve over another shrank by more than `tolerance` over the last fifth."""
+    """Whether one curve could overtake another that is ahead of it, if training went on as long again.
+
+    The lead shrank by more than `tolerance` over the last fifth, and at that pace it would be gone, up to `tolerance`.
+    """
     lead = _upwards(ahead, higher_is_better) - _upwards(behind, higher_is_better)
     last = max(1, round(CATCHING_UP_SHARE * len(lead)))
-    return len(lead) > last and bool(lead[-1 - last] - lead[-1] > tolerance)
+    if len(lead) <= last:
+        return False
+    shrank = lead[-1 - last] - lead[-1]
+    return bool(shrank > tolerance and lead[-1] - shrank * len(lead) / last <= tolerance)
 
 
 def _upwards(curve: Mapping[str, Sequence[float]], higher_is_better: bool) -> np.ndarray:
