@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from forms import form_of_sample
 from querykey.bilinear import METRICS, BilinearForm, RotaryForm, Rotation, null, random_heads
 
 INVARIANT = [name for name in METRICS if name not in ("norm", "directionality")]
@@ -326,7 +327,7 @@ def centred(x: Tensor) -> Tensor:
 
 def test_forms_of_activations_measure_the_scores_themselves():
     q, k = normal(2, 41, 5) + normal(2, 1, 5, seed=2), normal(2, 41, 5, seed=1) + normal(2, 1, 5, seed=3)
-    form = BilinearForm.from_activations(q, k)
+    form = form_of_sample(q, k)
     for h in range(2):
         expected = dense(centred(q[h]), centred(k[h]))
         expected["norm"] = expected["norm"] / 41
@@ -334,20 +335,12 @@ def test_forms_of_activations_measure_the_scores_themselves():
             close(getattr(form, name)[h], expected[name], rtol=1e-9, atol=1e-11, name=name)
 
 
-def test_grouped_keys_of_activations():
-    q, k = normal(2, 6, 41, 5) + 1, normal(2, 3, 41, 5, seed=1) - 2
-    grouped = BilinearForm.from_activations(q, k)
-    spread = BilinearForm.from_activations(q, k[:, [0, 0, 1, 1, 2, 2]])
-    close(grouped.gram, spread.gram, rtol=1e-12, atol=1e-12)
-    close(grouped.mean, spread.mean, rtol=1e-12, atol=1e-12)
-
-
 def test_activations_give_the_form_of_weights_on_whitened_inputs():
     x, A, B = normal(53, 13), normal(4, 13, 5, seed=1), normal(2, 13, 5, seed=2)
     x = x @ torch.diag(torch.linspace(0.1, 3, 13).double())
     root = torch.linalg.cholesky(centred(x).T @ centred(x) / 53).T
     by_weights = BilinearForm.from_weights(root @ A, root @ B)
-    by_activations = BilinearForm.from_activations(x @ A + 3, x @ B - 2)
+    by_activations = form_of_sample(x @ A + 3, x @ B.repeat_interleave(2, 0) - 2)
     close(by_weights.gram, by_activations.gram, rtol=1e-10, atol=1e-12)
     assert "directionality" not in by_activations.metrics()
 
@@ -355,7 +348,7 @@ def test_activations_give_the_form_of_weights_on_whitened_inputs():
 def test_a_tied_head_with_a_bias_is_symmetric_on_data():
     x, W, b = normal(53, 13) + 2, normal(13, 5, seed=1), normal(5, seed=2)
     k = x @ W + b
-    form = BilinearForm.from_activations(k, k)
+    form = form_of_sample(k, k)
     assert form.symmetry == pytest.approx(1)
     assert form.tied_share == pytest.approx(1)
 
@@ -365,7 +358,7 @@ def test_key_only_share_is_the_part_of_the_variance_that_queries_agree_on():
     scores = q @ k.T
     scores = scores - scores.mean(-1, keepdim=True)  # what the softmax sees
     agreed = scores.mean(0).square().mean()
-    form = BilinearForm.from_activations(q, k)
+    form = form_of_sample(q, k)
     close(form.key_only_share, agreed / scores.square().mean(), rtol=1e-10, atol=0)
 
 

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from forms import form_of_sample
 from querykey.bilinear import (
     BilinearForm,
     Rotation,
@@ -218,7 +219,7 @@ def test_heads_fitted_on_data_keep_that_much_of_the_scores(function):
     x = normal(97, 11) @ torch.diag(torch.linspace(0.1, 2, 11).double()) + 1
     A, B = normal(11, 3, seed=1), normal(11, 3, seed=2)
     q, k = x @ A + normal(3, seed=3), x @ B + normal(3, seed=4)
-    form = BilinearForm.from_activations(q, k)
+    form = form_of_sample(q, k)
     head = function(form)
     shared = head.mixed(q, k)
     scores, found = centred(q) @ centred(k).T, centred(shared @ head.core) @ centred(shared).T
@@ -242,7 +243,7 @@ def test_on_data_the_fit_is_that_of_whitened_weights():
 @pytest.mark.parametrize("function", [best_tied, best_signed, best_core, core_on_keys])
 def test_the_shared_bias_is_the_best_for_the_key_only_term(function):
     q, k = normal(2, 61, 3) + normal(2, 1, 3, seed=2), normal(2, 61, 3, seed=1) + normal(2, 1, 3, seed=3)
-    form = BilinearForm.from_activations(q, k)
+    form = form_of_sample(q, k)
     head = function(form)
     bias = shared_bias(head, form)
 
@@ -265,7 +266,7 @@ def test_the_shared_bias_is_the_best_for_the_key_only_term(function):
 @pytest.mark.parametrize("key_only", [False, True])
 def test_kept_with_the_key_only_term_is_of_all_that_the_softmax_sees(function, key_only):
     q, k = normal(2, 61, 3) + normal(2, 1, 3, seed=2), normal(2, 61, 3, seed=1) + normal(2, 1, 3, seed=3)
-    form = BilinearForm.from_activations(q, k)
+    form = form_of_sample(q, k)
     head = function(form, key_only=True) if key_only and function is not core_on_keys else function(form)
     shared = head.mixed(q, k) + shared_bias(head, form)[:, None]
     seen, found = q @ centred(k).mT, (shared @ head.core) @ centred(shared).mT
@@ -276,7 +277,7 @@ def test_kept_with_the_key_only_term_is_of_all_that_the_softmax_sees(function, k
 @pytest.mark.parametrize("function", [best_tied, best_signed, best_core])
 def test_fitting_the_key_only_term_too_keeps_more_of_the_whole(function):
     q, k = normal(9, 61, 3) + normal(9, 1, 3, seed=2), normal(9, 61, 3, seed=1) + normal(9, 1, 3, seed=3)
-    form = BilinearForm.from_activations(q, k)
+    form = form_of_sample(q, k)
     one_by_one, together = (
         function(form).kept(form, key_only=True),
         function(form, key_only=True).kept(form, key_only=True),
@@ -290,13 +291,13 @@ def test_fitting_the_key_only_term_too_keeps_more_of_the_whole(function):
 def test_shared_heads_with_a_bias_are_found_again(function, core):
     shared = normal(61, 5) @ normal(5, 3, seed=1) + normal(3, seed=2)
     queries, G = shared * torch.tensor(core), normal(3, 3, seed=3)
-    form = BilinearForm.from_activations(queries @ torch.linalg.inv(G).T, shared @ G)
+    form = form_of_sample(queries @ torch.linalg.inv(G).T, shared @ G)
     assert function(form, key_only=True).kept(form, key_only=True).item() == pytest.approx(1, abs=1e-9)
 
 
 def test_gradient_descent_finds_hardly_a_better_tied_head_with_a_bias():
     q, k = normal(5, 61, 3) + 2 * normal(5, 1, 3, seed=2), normal(5, 61, 3, seed=1) + 2 * normal(5, 1, 3, seed=3)
-    form = BilinearForm.from_activations(q, k)
+    form = form_of_sample(q, k)
     seen, both = q @ centred(k).mT, torch.cat([q, k], -1)
 
     def loss(T: Tensor, bias: Tensor) -> Tensor:
@@ -317,7 +318,7 @@ def test_the_key_only_term_needs_means_and_no_rotation():
             function(form, key_only=True)
     with pytest.raises(ValueError, match="needs the means"):
         shared_bias(best_tied(form), form)
-    form = BilinearForm.from_activations(normal(13, 4), normal(13, 4, seed=1))
+    form = form_of_sample(normal(13, 4), normal(13, 4, seed=1))
     with pytest.raises(ValueError, match="leave out key_only"):
         best_tied(form).kept(form, Rotation(THETA, 4, 5), key_only=True)
 

@@ -358,19 +358,15 @@ def test_recall_keys_come_again_soon_rather_than_late() -> None:
 
 
 @pytest.mark.parametrize("kind", ["identity", "swap", "3-cycles", "n-cycle"])
-def test_all_examples_of_a_relation_are_every_payload_once(kind: Kind) -> None:
+def test_of_a_relation_each_position_answers_with_the_payload_of_its_partner(kind: Kind) -> None:
     task = Relation(kind, length=6, payloads=3)
-    examples = task.all_examples()
-    assert len(set(map(str, examples.inputs.tolist()))) == len(examples.inputs) == 3**6
-    for i, symbols in enumerate(examples.inputs.tolist()):
-        assert answers(examples, i) == payload_of_related(task, symbols)
-    sampled = task.sample(31, seeded())
-    for i, symbols in enumerate(sampled.inputs.tolist()):
+    sampled = task.sample(2000, seeded())
+    for i, symbols in enumerate(sampled.inputs[:31].tolist()):
         assert answers(sampled, i) == payload_of_related(task, symbols)
     sought = task.related_positions(sampled.inputs)
     assert torch.equal(sampled.inputs[..., 1].gather(1, sought) - task.length, sampled.targets)
     assert torch.equal(sampled.inputs[..., 0].gather(1, sought), task.related[sampled.inputs[..., 0]])
-    assert float((examples.targets == 1).float().mean()) == pytest.approx(task.chance)
+    assert float((sampled.targets == 1).float().mean()) == pytest.approx(task.chance, abs=0.02)
 
 
 def choices(scores: Tensor, selfmask: bool) -> list[int]:
@@ -492,11 +488,6 @@ def test_a_choice_is_one_of_the_known() -> None:
     check_choice("task", "colour", "red", ("red", "blue"))
     with pytest.raises(ValueError, match="task: colour must be one of red, blue; got 'green'"):
         check_choice("task", "colour", "green", ("red", "blue"))
-
-
-def test_too_many_cases_are_refused() -> None:
-    with pytest.raises(ValueError, match="relation: 4 payloads at 9 positions make 262144 cases, more than 131072"):
-        Relation(length=9).all_examples()
 
 
 def test_names_of_tasks_are_those_under_which_they_are_known() -> None:

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from querykey.bench.bench import Bench, Row
-from querykey.bench.config import Config, Shape
+from querykey.bench.config import Shape
 from querykey.report.figures import COLOURS, Look, palette
 from querykey.report.picture import INK, picture
 
@@ -45,7 +45,7 @@ def _figure(result: Bench) -> Figure:
         axes.set_title(what + cached, fontsize=10, loc="left", pad=6)
         axes.set_xlabel(f"time relative to {rows[0].name}", fontsize=9)
         if number == 0:
-            _names(axes, places, result.config)
+            _names(axes, places)
     _legend(figure, height)
     return figure
 
@@ -91,7 +91,7 @@ def _panel(
         axes.plot([row.to_baseline.median], [line], marker, color=colour, markersize=5)
 
 
-def _names(axes: Axes, places: Mapping[Place, int], config: Config) -> None:
+def _names(axes: Axes, places: Mapping[Place, int]) -> None:
     """Designs to the left of their lines, and shapes over theirs."""
     named = dict[Shape, int]()
     for (shape, design), line in places.items():

@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from querykey.bilinear.gram import Root, inner, joint_gram, paired, ratio, square_root
+from querykey.bilinear.gram import Root, inner, joint_gram, ratio, square_root
 
 # fmt: off
 METRICS = (
@@ -37,7 +37,7 @@ METRICS = (
 
 @dataclass(frozen=True, eq=False)
 class BilinearForm:
-    """`M = W_Q W_Kᵀ` of any number of heads; made by `from_weights`, `from_activations` or `from_covariance`.
+    """`M = W_Q W_Kᵀ` of any number of heads; made by `from_weights` or `from_covariance`.
 
     - `gram`: `[A B]ᵀ[A B]`, (..., 2·head_dim, 2·head_dim).
     - `row_norms`, `column_norms`: norms of the rows and columns of M, (..., dim), of a form made from weights.
@@ -70,22 +70,6 @@ class BilinearForm:
         the type of the weights. Raises ValueError for shapes that do not pair, NaN and infinity.
         """
         return cls(*joint_gram(W_Q, W_K, dtype, norms=True))
-
-    @classmethod
-    def from_activations(
-        cls,
-        queries: Float[Tensor, "*heads tokens head_dim"],
-        keys: Float[Tensor, "*kv_heads tokens head_dim"],
-        *,
-        dtype: torch.dtype = torch.float64,
-    ) -> BilinearForm:
-        """The form of `from_covariance` for a sample of a head's own queries and keys, taken before any rotation."""
-        queries, keys = queries.to(dtype), keys.to(dtype)
-        mean_q, mean_k = queries.mean(-2, keepdim=True), keys.mean(-2, keepdim=True)
-        gram = joint_gram(queries - mean_q, keys - mean_k, dtype).gram
-        grouped_q, grouped_k = paired(mean_q, mean_k)
-        mean = torch.cat([grouped_q, grouped_k[:, None].expand_as(grouped_q)], -1)
-        return cls.from_covariance(gram / queries.shape[-2], mean.view(gram.shape[:-1]))
 
     @classmethod
     def from_covariance(

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from querykey.checkpoint.building import NAME, build, implementations, smaller, without_content
+from querykey.checkpoint.building import NAME, build, implementations, smaller
 from querykey.checkpoint.emission import PROBES, Emission, Emitter, Unknown
 from querykey.checkpoint.files import first_line
 from querykey.checkpoint.headmap import CheckpointError, HeadMap, ModelMap, Norm, Positions, Projection, Rotary
@@ -64,16 +64,6 @@ def trace_model(config: PretrainedConfig, trust_remote_code: bool = False) -> tu
     raise CheckpointError(f"no attention layer of a model of type '{kind}' can be traced: {why}")
 
 
-def trace_module(model: nn.Module, inputs: dict[str, Any] | None = None) -> ModelMap:
-    """As `probe`, for a model in memory; `inputs` of its `forward` where it is not a model of transformers."""
-    recorder = Recorder()
-    with one_thread():
-        recorder.run(without_content(model), inputs)
-    if recorder.layers or recorder.cross:
-        return recorder.map()
-    raise CheckpointError(f"no attention layer of {type(model).__name__} can be traced: {recorder.problem()}")
-
-
 class Pieces(NamedTuple):
     """Calls of one attention that come probe by probe: what arrived so far, and the emission for all outputs."""
 
@@ -92,7 +82,7 @@ class Recorder:
         self.uses: dict[str, set[int]] = {}  # calls of each module in the present run
         self.last: tuple[str, Emission] | None = None  # the layer whose output projection is still to be found
 
-    def run(self, model: nn.Module, inputs: dict[str, Any] | None = None) -> None:
+    def run(self, model: nn.Module) -> None:
         """`model` on small inputs; then each tower inside that has attention which did not run."""
         self.emitter = Emitter(model, torch.Generator().manual_seed(0))
         self.tracer = Tracer(self.emitter, model)
@@ -101,9 +91,7 @@ class Recorder:
         for name, tower in towers(model):
             for optional in (False, True):
                 if (not name and not optional) or any(self.unseen(model, name)):
-                    self.run_tower(name, tower, inputs if inputs and not name else inputs_of(tower, optional=optional))
-                if inputs:
-                    break
+                    self.run_tower(name, tower, inputs_of(tower, optional=optional))
         for name in self.unseen(model, ""):
             self.skipped.setdefault(name, self.reason(model, name))
 

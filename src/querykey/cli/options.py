@@ -85,7 +85,7 @@ def add_command(
     return parser
 
 
-def add_options(parser: Any, source: Callable[..., Any], only: Iterable[str] = (), without: Iterable[str] = ()) -> None:
+def add_options(parser: Any, source: Callable[..., Any], without: Iterable[str] = ()) -> None:
     """One option for each field of a dataclass, or for each argument of a function.
 
     Types come from the annotations: numbers, flags, literals (as choices), classes with a method `parse`, and tuples of
@@ -93,7 +93,7 @@ def add_options(parser: Any, source: Callable[..., Any], only: Iterable[str] = (
     """
     about = described(source)
     for name, parameter in inspect.signature(source).parameters.items():
-        if name in without or (only and name not in only):
+        if name in without:
             continue
         kind = _kind(parameter.annotation, vars(sys.modules[source.__module__]))
         words: dict[str, Any] = {

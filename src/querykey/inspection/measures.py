@@ -23,7 +23,6 @@ from querykey.machine import one_thread
 from querykey.models.rotation import rotary_form
 
 ROTARY = ("symmetry", "tied_share", "distance")
-COUNTS = ("positive", "negative")
 
 
 class Spectrum(NamedTuple):

@@ -116,15 +116,6 @@ class Comparison:
         return "no different" if self.within_margin else "cannot tell"
 
     @property
-    def needs_unanimity(self) -> bool:
-        """Whether the pairs are too few for the sign-flip test to reach `level`.
-
-        Then a statement takes the t test at that level and all pairs: each points the same way (lies on the same side
-        of the margin).
-        """
-        return 2.0 ** (1 - self.difference.n) > self.level
-
-    @property
     def sufficient_seeds(self) -> int | None:
         """How many seeds would do if the observed mean and noise were the true ones; None beyond 1000."""
         d = self.difference

@@ -178,8 +178,7 @@ class Relation(Task):
     `chance` is 1/payloads and `best` 1. `argmax_ceiling` bounds the share of positions at which a head of some kind
     gives its highest weight to the right one (`related_positions`). A head that reads that one alone then scores at
     most f + (1 − f)/payloads, f being the ceiling; one that mixes several, or a residual stream beside it, may get
-    more. It has no `level`, and no positional information: the order does not matter, so `all_examples` gives every
-    case there is.
+    more. It has no `level`, and no positional information: the order does not matter.
     """
 
     name = "relation"
@@ -221,21 +220,6 @@ class Relation(Task):
         """The position that each position must attend to: where the highest weights of a right head lie."""
         tokens = inputs[..., 0]
         return tokens.argsort(dim=1).gather(1, self.related[tokens])
-
-    def all_examples(self) -> Examples:
-        """Every assignment of payloads, once, with the tokens in ascending order.
-
-        Raises ValueError where these are more than 2¹⁷.
-        """
-        count = self.payloads**self.length
-        if count > 2**17:
-            raise ValueError(
-                f"{self.name}: {self.payloads} payloads at {self.length} positions make {count} cases, more than "
-                f"{2**17}; sample them, or take fewer of either"
-            )
-        digit = self.payloads ** torch.arange(self.length)
-        payloads = torch.arange(count)[:, None] // digit % self.payloads
-        return self._examples(torch.arange(self.length).expand(count, -1), payloads)
 
     def _examples(self, tokens: Int[Tensor, "count length"], payloads: Int[Tensor, "count length"]) -> Examples:
         inputs = torch.stack([tokens, self.length + payloads], dim=-1)
