@@ -149,7 +149,7 @@ def parts(folder: Path) -> Parts:
     """What one layer takes, by its parts: the fastest of all layers, least disturbed by what else the machine does."""
     start = time.perf_counter()
     checkpoint, nulls = open_checkpoint(folder), Nulls()
-    measure_layer(0, checkpoint.read(0, dtype=None), nulls, None)  # finds the nulls
+    measure_layer(checkpoint.read(0, dtype=None), nulls, None)  # finds the nulls
     opening, rows = time.perf_counter() - start, []
     for layer in range(len(checkpoint.layers)):
         times = [time.perf_counter()]
@@ -158,7 +158,7 @@ def parts(folder: Path) -> Parts:
         BilinearForm.from_weights(weights.W_Q, weights.W_K, dtype=precision(weights))
         summed_symmetry(weights)
         times.append(time.perf_counter())
-        measure_layer(layer, weights, nulls, None)
+        measure_layer(weights, nulls, None)
         times.append(time.perf_counter())
         reading, gram, whole = (b - a for a, b in pairwise(times))
         rows.append((reading, gram, whole - gram))

@@ -316,7 +316,7 @@ def test_a_language_model_on_a_text(tmp_path: Path, text: Path) -> None:
     assert f"The perplexity on text, 192 tokens in contexts of 64, is {before:.2f} and becomes {tied:.2f} (W_Q" in words
     assert "12.0 tokens per dimension" not in words
     assert "do what no head with W_Q = W_K can" not in words
-    name, *cells = forecast_table(found.data).rows[1]
+    name, *cells = forecast_table(found.data, {}).rows[1]
     assert name == "all heads"
     assert all(cell.detail for cell in cells)  # the perplexity
 

@@ -15,10 +15,11 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel
 
 import querykey
-from checkpoints import ARCHITECTURES, TWO_STEPS, tie, tiny_model
+from checkpoints import ARCHITECTURES, SIZES, TWO_STEPS, tie, tiny_model
 from querykey.checkpoint import CheckpointError, LayerWeights, open_checkpoint
 from querykey.inspection import tables
 from querykey.inspection.inspect import examine
+from querykey.inspection.names import layer_names
 from querykey.inspection.summary import closer_to_shared, on_sharing
 
 RATIOS = ("symmetry", "tied_share", "negative_share", "signed_share")
@@ -40,7 +41,7 @@ def test_untied_heads_read_their_null_and_tied_ones_one(name: str, tmp_path: Pat
     for layer in open_checkpoint(tmp_path).layers:
         tie(model, layer)
     model.save_pretrained(tmp_path)
-    tied = querykey.inspect(tmp_path)
+    tied = querykey.inspect(tmp_path).query("attention == 'self'")
     rotary = tied[tied["positions"] == "rotary"]
     for column in ("symmetry", "tied_share", "signed_share", "overlap"):
         assert tied[column].to_numpy() == pytest.approx(1, abs=1e-5), column
@@ -149,13 +150,66 @@ def test_a_scaling_inside_the_queries_is_not_part_of_the_norm(tmp_path: Path) ->
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_cross_attention_is_named(tmp_path: Path) -> None:
-    tiny_model("t5").save_pretrained(tmp_path)
+def test_cross_attention_has_rows_of_its_own_kind(tmp_path: Path) -> None:
+    """Size and ranks of M; nothing that compares W_Q with W_K, which act on different inputs."""
+    model = tiny_model("t5")
+    model.save_pretrained(tmp_path)
     found = examine(tmp_path)
-    assert found.heads["module"].nunique() == 4
-    assert [(name.split(".")[-1], "another input" in why) for name, why in found.skipped] == [
-        ("EncDecAttention", True)
-    ] * 2
+    assert found.skipped == ()
+    assert [*layer_names(found.heads).values()][2:] == [
+        "decoder 0", "decoder 1", "decoder 0 cross", "decoder 1 cross"
+    ]  # fmt: skip
+    row = found.heads.query("attention == 'cross' and layer == 1 and head == 2").iloc[0]
+    attention = model.decoder.block[1].layer[1].EncDecAttention
+    M = attention.q.weight[16:24].T @ attention.k.weight[16:24]
+    values = torch.linalg.svdvals(M)[:8]
+    p = values / values.sum()
+    assert row["norm"] == pytest.approx(M.norm().item())
+    assert row["effective_rank"] == pytest.approx((-(p * p.log()).sum()).exp().item())
+    assert row[["symmetry", "tied_share", "distance", "overlap", "directionality", "layer_symmetry"]].isna().all()
+    assert abs(row["effective_rank"] - row["effective_rank_null"]) < 6 * row["effective_rank_null_sd"]
+
+
+WIDTHS = {"hidden_size": 48, "num_attention_heads": 6, "num_hidden_layers": 2, "intermediate_size": 56}
+QFORMER = WIDTHS | {"hidden_size": 40, "num_attention_heads": 4, "vocab_size": 61, "encoder_hidden_size": 48}
+OPT = {"model_type": "opt", "vocab_size": 61, "hidden_size": 48, "ffn_dim": 56, "word_embed_proj_dim": 48}
+IMAGE = WIDTHS | {"image_size": 16, "patch_size": 4}
+AUDIO = {"d_model": 48, "num_mel_bins": 8, "max_source_positions": 16, "vocab_size": 61, "pad_token_id": 0}
+CROSSED = {
+    "blip-2": {"vision_config": IMAGE, "qformer_config": QFORMER, "text_config": OPT | {"num_hidden_layers": 1}},
+    "whisper": AUDIO | {f"{half}_layers": 1 for half in ("encoder", "decoder")},
+    "mllama": {
+        "text_config": SIZES | {"num_hidden_layers": 4, "cross_attention_layers": [1, 3], "head_dim": None}
+        | {"hidden_size": 48, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
+        "vision_config": {"hidden_size": 48, "attention_heads": 6, "num_hidden_layers": 1, "num_global_layers": 1}
+        | {"intermediate_size": 56, "image_size": 16, "patch_size": 4, "vision_output_dim": 96, "max_num_tiles": 2}
+        | {"intermediate_layers_indices": [0], "supported_aspect_ratios": [[1, 1], [1, 2]]},
+    },
+}  # fmt: skip
+
+
+NAMES = {
+    "blip-2": [
+        "vision_model 0", "vision_model 1", "qformer 0", "qformer 1", "language_model 0", "qformer 0 cross",
+    ],
+    "whisper": ["encoder 0", "decoder 0", "decoder 0 cross"],
+    "mllama": [
+        "language_model 0", "language_model 2", "vision_model.transformer.layers.0.self_attn",
+        "vision_model.global_transformer.layers.0.self_attn", "language_model 1 cross", "language_model 3 cross",
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(("kind", "names"), NAMES.items())
+def test_every_tower_of_a_model_has_its_rows(kind: str, names: list[str], tmp_path: Path) -> None:
+    """Also keys of another width than the queries (BLIP-2), named by the model's own numbers."""
+    config = AutoConfig.for_model(kind, **CROSSED[kind])
+    AutoModel.from_config(config, dtype=torch.float32).save_pretrained(tmp_path)
+    found = examine(tmp_path)
+    assert found.skipped == ()
+    assert [*layer_names(found.heads).values()] == names
+    assert found.heads.query("attention == 'cross'")["effective_rank"].gt(1).all()
 
 
 @pytest.mark.usefixtures("unchecked")

@@ -13,6 +13,7 @@ import querykey
 from querykey.inspection import tables
 from querykey.inspection.columns import BEHAVIOUR, ON_WEIGHTS
 from querykey.inspection.inspect import Inspection, examine
+from querykey.inspection.names import layer_names
 from querykey.report.table import Cell, Table
 from test_inspect import minilm
 
@@ -40,7 +41,7 @@ def behaviour_table(found: Inspection) -> str:
 
 def forecast_table(found: Inspection) -> str:
     assert found.data is not None
-    return markdown(tables.forecast_table(found.data))
+    return markdown(tables.forecast_table(found.data, layer_names(found.heads)))
 
 
 def on_topics(folder: Path) -> Inspection:

@@ -21,7 +21,8 @@ def heads(**columns):
     count = 12
     frame = {"layer": np.repeat(range(4), 3), "head": np.tile(range(3), 4), "kv_head": np.tile(range(3), 4)}
     frame |= {"dim": [24] * count, "head_dim": [8] * count, "layer_symmetry": [0.1] * count}
-    frame |= {"layer_symmetry_null": [0.0] * count}
+    frame |= {"layer_symmetry_null": [0.0] * count, "attention": ["self"] * count}
+    frame["module"] = [f"layers.{layer}.attention" for layer in frame["layer"]]
     values = dict.fromkeys(columns, 0.5) | {"symmetry": 0.1, "tied_share": 0.3, "effective_rank": 7.0}
     for name, value in values.items():
         frame[name] = value + 0.01 * np.linspace(-1, 1, count)
@@ -33,7 +34,10 @@ def heads(**columns):
 
 def test_heads_that_stand_out_come_first_with_the_measure_in_which_they_do():
     first, second, *others = ranked(heads(symmetry={7: -0.8}, entropy={2: 0.05}))
-    assert {(one.layer, one.head, one.measure) for one in (first, second)} == {(2, 1, "symmetry"), (0, 2, "entropy")}
+    assert {(one.layer, one.head, one.measure) for one in (first, second)} == {
+        ("2", 1, "symmetry"),
+        ("0", 2, "entropy"),
+    }
     assert first.distance >= second.distance > 3 * others[0].distance
     assert second.median == pytest.approx(0.5 if second.measure == "entropy" else 0.1, abs=0.01)
 
@@ -43,7 +47,7 @@ def test_the_distance_is_in_units_of_the_spread():
     found = ranked(heads(effective_rank=dict(enumerate(values))))
     median = np.median(values)
     spread = max(1.4826 * np.median(np.abs(values - median)), values.std() / 3)
-    assert (found[0].layer, found[0].head) == (3, 2)
+    assert (found[0].layer, found[0].head) == ("3", 2)
     assert found[0].distance == pytest.approx((6.0 - median) / spread)
 
 

@@ -21,6 +21,7 @@ from functools import cached_property
 from math import sqrt
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -70,6 +71,22 @@ class BilinearForm:
         the type of the weights. Raises ValueError for shapes that do not pair, NaN and infinity.
         """
         return cls(*joint_gram(W_Q, W_K, dtype, norms=True))
+
+    @classmethod
+    def across(
+        cls,
+        W_Q: Float[Tensor, "*heads dim head_dim"],
+        W_K: Float[Tensor, "*heads key_dim head_dim"],
+        *,
+        dtype: torch.dtype = torch.float64,
+    ) -> BilinearForm:
+        """The form of cross-attention: queries and keys have inputs of their own, so AᵀB is 0.
+
+        Its norm and ranks are those of M. What compares W_Q with W_K, or M with Mᵀ, has no meaning.
+        """
+        dims = W_Q.shape[-2], W_K.shape[-2]
+        W_Q, W_K = F.pad(W_Q, (0, 0, 0, dims[1])), F.pad(W_K, (0, 0, dims[0], 0))
+        return cls(joint_gram(W_Q, W_K, dtype).gram)
 
     @classmethod
     def from_covariance(

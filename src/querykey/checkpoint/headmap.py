@@ -119,6 +119,11 @@ class HeadMap:
     uses: int = 1
     window: int | None = None
 
+    @property
+    def number(self) -> int:
+        """The model's own number of the layer: the first number in `name`, or −1 if it has none."""
+        return next((int(part) for part in self.name.split(".") if part.isdecimal()), -1)
+
     def distances(self, limit: int | None) -> int | None:
         """The bound of distances between queries and keys: the window, or the `limit` of the model if it is lower."""
         bounds = [bound for bound in (self.window, limit) if bound is not None]

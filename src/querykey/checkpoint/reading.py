@@ -70,19 +70,23 @@ def open_checkpoint(
     config = _config(source, trust_remote_code)
     model_map, model = trace_model(config, trust_remote_code)
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    found = places(model, {name for layer in model_map.layers for name in _parameters(layer)}, store)
+    found = places(
+        model, {name for layer in (*model_map.layers, *model_map.cross) for name in _parameters(layer)}, store
+    )
     parameters = Parameters(store, found, shapes, getattr(config, "quantization_config", None))
     return Checkpoint(source, config, _present(model_map, parameters), store, parameters)
 
 
 class Checkpoint:
-    """An open checkpoint: its `config`, its attention `layers`, and those `skipped`, as (name, reason)."""
+    """An open checkpoint: its `config`, its self-attention `layers`, and `cross`-attention, whose keys are of another
+    input than its queries. `skipped` names all other attention, as (name, reason).
+    """
 
     def __init__(
         self, source: Source, config: PretrainedConfig, model_map: ModelMap, store: Store, parameters: Parameters
     ) -> None:
         self.place, self.revision, self.config = source.place, source.revision, config
-        self.layers, self.skipped = model_map.layers, model_map.skipped
+        self.layers, self.cross, self.skipped = model_map.layers, model_map.cross, model_map.skipped
         self._store, self._parameters = store, parameters
 
     @property
@@ -98,9 +102,10 @@ class Checkpoint:
     def read(self, layer: int, values: bool = False, dtype: torch.dtype | None = torch.float32) -> LayerWeights:
         """The weights of `layers[layer]` as `dtype`; with `values` also W_V and W_O. Nothing is kept.
 
-        None is the type that is stored, or float32 if that is shorter and something has to be folded in.
+        Numbers after those of `layers` are of `cross`. The dtype None is the type that is stored, or float32 if that
+        is shorter and something has to be folded in.
         """
-        layer_map = self.layers[layer]
+        layer_map = (*self.layers, *self.cross)[layer]
         roles = [layer_map.query, layer_map.key]
         if values:
             roles += [role for role in (layer_map.value, layer_map.output) if role]
@@ -121,21 +126,20 @@ def _parameters(layer: HeadMap) -> Iterator[str]:
 
 def _present(model_map: ModelMap, parameters: Parameters) -> ModelMap:
     """The layers whose weights are in the checkpoint; one of which only some are is damage, and an error."""
-    layers, skipped = [], list(model_map.skipped)
-    for layer in model_map.layers:
+    layers: list[HeadMap] = []
+    cross: list[HeadMap] = []
+    skipped = list(model_map.skipped)
+    for layer in (*model_map.layers, *model_map.cross):
         missing = sorted(set(_parameters(layer)) - set(parameters.places))
         if not missing:
-            layers.append(layer)
+            (cross if layer in model_map.cross else layers).append(layer)
         elif len(missing) == len(set(_parameters(layer))):
             skipped.append((layer.name, "its weights are not in the checkpoint"))
         else:
             raise parameters.lacking(missing, layer.name)
-    skipped += [(layer.name, "its keys come from another input than its queries") for layer in model_map.cross]
-    if not layers and model_map.layers:
+    if not layers and not cross:
         raise parameters.lacking(missing, None)
-    if not layers:
-        raise CheckpointError(f"no self-attention can be read: {skipped[0][0]}: {skipped[0][1]}")
-    return ModelMap(tuple(layers), tuple(skipped))
+    return ModelMap(tuple(layers), tuple(skipped), tuple(cross))
 
 
 def _config(source: Source, trust_remote_code: bool) -> PretrainedConfig:

@@ -57,7 +57,7 @@ class Reading:
 
 @dataclass(frozen=True, eq=False)
 class Data:
-    """What a text has shown: rows by ``layer`` and ``head``, and the `forecast` table.
+    """What a text has shown: rows by ``module`` and ``head``, and the `forecast` table.
 
     `calibrated_on` and `measured_on` are numbers of tokens, `context` those of a piece to measure on, `dimensions` the
     largest number of dimensions that a fit has to tell apart, and `name` is that of the text.
@@ -96,7 +96,7 @@ def on_text(model: HuggingFaceModel, reading: Reading, *, per: Per, window: int 
     for done, (number, moments) in enumerate(seen.moments.items(), start=1):
         metric = _in_own_metric(moments, fitted[number], window) if number in free else {}
         columns = metric | seen.behaviour(number)
-        frames.append(pd.DataFrame({"layer": number, "head": range(moments.layer.query.heads), **columns}))
+        frames.append(pd.DataFrame({"module": moments.layer.name, "head": range(moments.layer.query.heads), **columns}))
         watch("measures on the text", done, len(fitted))
     effects = forecast(yardstick, free, per=per, watch=partial(watch, "replacements"))
     heads = pd.concat(frames, ignore_index=True)
@@ -182,7 +182,7 @@ def _named(measure: str) -> str:
 def _with_effects(heads: pd.DataFrame, effects: pd.DataFrame, scope: str) -> pd.DataFrame:
     """Columns such as `cosine_tied`, of the head replaced alone, or `layer_cosine_tied`, of its layer."""
     mine = effects[effects["scope"] == scope]
-    keys = ["layer", "head"] if scope == "head" else ["layer"]
+    keys = ["module", "head"] if scope == "head" else ["module"]
     for kind in REPLACEMENTS:
         for effect in EFFECTS:
             rows = mine.loc[mine["replacement"] == kind, [*keys, effect]].dropna()

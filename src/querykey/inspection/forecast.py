@@ -105,16 +105,19 @@ def forecast(
     `fitted` has moments by the number of the layer in the checkpoint; layers that are used several times are replaced
     everywhere, and those that `fitted` leaves out nowhere. Columns ``scope`` ("none", "all", "layer", "head"),
     ``layer``, ``head`` (−1 where it is not one), ``replacement`` and those of `Effect`; the first row is the model as
-    it is, and the only one where nothing has been fitted.
+    it is, and the only one where nothing has been fitted. ``module`` is that of the layer, or empty.
     """
     places = [(at, n) for at, n in enumerate(yardstick.model.numbers) if n in fitted]
     replacements = Replacements({at: fitted[n] for at, n in places})
     todo = list(_todo(fitted, per)) if fitted else []
-    rows = [{"scope": "none", "layer": -1, "head": -1, "replacement": "", **yardstick.effect({})._asdict()}]
+    nothing = {"scope": "none", "module": "", "layer": -1, "head": -1, "replacement": ""}
+    rows = [nothing | yardstick.effect({})._asdict()]
     for done, (scope, layer, head, kind) in enumerate(todo, start=1):
         chosen = [(at, None if head < 0 else head) for at, n in places if layer in (-1, n)]
         effect = yardstick.effect(replacements.interventions(kind, chosen))
-        rows.append({"scope": scope, "layer": layer, "head": head, "replacement": kind, **effect._asdict()})
+        module, number = ("", -1) if layer < 0 else (fitted[layer].layer.name, fitted[layer].layer.number)
+        what = {"scope": scope, "module": module, "layer": number, "head": head, "replacement": kind}
+        rows.append(what | effect._asdict())
         watch(done, len(todo))
     return pd.DataFrame(rows)
 

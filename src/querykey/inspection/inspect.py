@@ -19,7 +19,7 @@ import pandas as pd
 from querykey.checkpoint import Checkpoint, open_checkpoint
 from querykey.inspection.data import Data, Reading, on_text
 from querykey.inspection.forecast import Per
-from querykey.inspection.measures import Nulls, Spectrum, measure_layer
+from querykey.inspection.measures import Nulls, Spectrum, measure_cross, measure_layer
 from querykey.inspection.text import read_text
 from querykey.models.huggingface import open_model
 
@@ -135,17 +135,19 @@ def examine(
     nulls, window = Nulls(), _window(checkpoint)
     frames: list[pd.DataFrame] = []
     spectra: list[tuple[np.ndarray, np.ndarray]] = []
-    for number in range(len(checkpoint.layers)):
-        frame, found = measure_layer(number, checkpoint.read(number, dtype=None), nulls, window)
+    own, total = len(checkpoint.layers), len(checkpoint.layers) + len(checkpoint.cross)
+    for number in range(total):
+        weights = checkpoint.read(number, dtype=None)
+        frame, found = measure_layer(weights, nulls, window) if number < own else measure_cross(weights, nulls)
         frames.append(frame)
         spectra += zip(*found, strict=True)
-        watch(Progress("layers", number + 1, len(checkpoint.layers)))
+        watch(Progress("layers", number + 1, total))
     heads, bytes_read = pd.concat(frames, ignore_index=True), checkpoint.bytes_read
     data = None
     if reading is not None:
         model = open_model(checkpoint, trust_remote_code=trust_remote_code)
         data = on_text(model, reading, per=forecast, window=window, watch=lambda *step: watch(Progress(*step)))
-        heads = heads.merge(data.heads, on=["layer", "head"], how="left")
+        heads = heads.merge(data.heads, on=["module", "head"], how="left")
     shapes = set(zip(heads["dim"], heads["head_dim"], strict=True))
     return Inspection(
         place=checkpoint.place,

@@ -1,8 +1,9 @@
-"""One row per head: every measure of its form W_Q W_Kᵀ, beside what random heads of the same shape read.
+"""One row per head: every measure of its form W_Q W_Kᵀ, beside what random heads of the same shape have.
 
 A measure `m` has up to three columns: `m`, and where there is a null `m_null` and `m_null_sd`, its mean and standard
 deviation over random heads. Names that end in `_rotary` are the distance-aware measures of rotary positions, averaged
-over the distances that the model was made for.
+over the distances that the model was made for. Heads of cross-attention have the measures of size and rank alone: their
+queries and keys are of different inputs, so that nothing can be compared.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from querykey.machine import one_thread
 from querykey.models.rotation import rotary_form
 
 ROTARY = ("symmetry", "tied_share", "distance")
+ACROSS = ("norm", "effective_rank", "stable_rank")
 
 
 class Spectrum(NamedTuple):
@@ -33,7 +35,7 @@ class Spectrum(NamedTuple):
 
 
 class Nulls:
-    """What random heads read, found once for each shape of heads; the same numbers every time."""
+    """The measures of random heads, found once for each shape of heads; the same numbers every time."""
 
     def __init__(self) -> None:
         self._known: dict[Any, dict[str, Null]] = {}
@@ -51,6 +53,17 @@ class Nulls:
                 self._known[key] = null(dim, head_dim, generator, draws=32, rotation=rotation)
         return self._known[key]
 
+    def across(self, dims: tuple[int, int], head_dim: int) -> dict[str, Null]:
+        """The null of the ranks of cross-attention, whose queries and keys have inputs of these widths."""
+        if (dims, head_dim) not in self._known:
+            generator = torch.Generator().manual_seed(0)
+            W_Q, W_K = (torch.randn(32, dim, head_dim, generator=generator, dtype=torch.float64) for dim in dims)
+            form = BilinearForm.across(W_Q, W_K)
+            ranks = {name: getattr(form, name) for name in ACROSS if name != "norm"}
+            found = {name: Null(float(x.mean()), float(x.std()), "simulated") for name, x in ranks.items()}
+            self._known[dims, head_dim] = found
+        return self._known[dims, head_dim]
+
     def spectrum(self, dim: int, head_dim: int) -> Spectrum:
         """The mean spectrum of 16 random heads, as one head."""
         if (dim, head_dim) not in self._spectra:
@@ -59,26 +72,47 @@ class Nulls:
         return self._spectra[dim, head_dim]
 
 
-def measure_layer(
-    number: int, weights: LayerWeights, nulls: Nulls, window: int | None
-) -> tuple[pd.DataFrame, Spectrum]:
+def measure_layer(weights: LayerWeights, nulls: Nulls, window: int | None) -> tuple[pd.DataFrame, Spectrum]:
     """The rows of one layer and the spectra of its heads; distances below `window` and the layer's own one count."""
-    layer, (heads, dim, size) = weights.map, weights.W_Q.shape
+    layer, (_, dim, size) = weights.map, weights.W_Q.shape
     form = BilinearForm.from_weights(weights.W_Q, keys_in_pairs(weights), dtype=precision(weights))
     turning = None if layer.rotary is None else rotary_form(form, layer.rotary, layer.distances(window))
     random = nulls.of(dim, size, None if turning is None else turning.rotation)
     form.directionality  # noqa: B018 - products as large as the model is wide, for all threads; the rest is small
     with one_thread():
         measured: dict[str, Tensor] = form.metrics()
-        measured["norm"] = form.norm / (layer.query.factor * layer.key.factor)  # of what is stored
         if turning is not None:
             measured |= {f"{name}_rotary": getattr(turning, name) for name in ROTARY}
-    columns: dict[str, Any] = {"layer": number, "head": range(heads), "kv_head": layer.key_head}
+    return _rows(weights, form, measured, random, summed_symmetry(weights)), spectrum(form)
+
+
+def measure_cross(weights: LayerWeights, nulls: Nulls) -> tuple[pd.DataFrame, Spectrum]:
+    """The rows of one layer of cross-attention, with the measures `ACROSS`; its spectra have no eigenvalues."""
+    W_K = weights.W_K[list(weights.map.key_head)]
+    form = BilinearForm.across(weights.W_Q, W_K, dtype=precision(weights))
+    random = nulls.across((weights.W_Q.shape[1], W_K.shape[1]), W_K.shape[-1])
+    frame = _rows(weights, form, {name: getattr(form, name) for name in ACROSS}, random, None)
+    return frame, spectrum(form)._replace(eigenvalues=np.zeros((len(frame), 0), np.float32))
+
+
+def _rows(
+    weights: LayerWeights,
+    form: BilinearForm,
+    measured: dict[str, Tensor],
+    random: Mapping[str, Null],
+    summed: float | None,
+) -> pd.DataFrame:
+    """A row per head: measures with their nulls, biases and facts; `summed` is None for cross-attention."""
+    layer, (heads, dim, _) = weights.map, weights.W_Q.shape
+    measured["norm"] = form.norm / (layer.query.factor * layer.key.factor)  # of what is stored
+    columns: dict[str, Any] = {"layer": layer.number, "head": range(heads), "kv_head": layer.key_head}
     for name in (*METRICS, *(f"{name}_rotary" for name in ROTARY)):
         columns |= with_null(name, measured.get(name), random)
-    columns |= {"layer_symmetry": summed_symmetry(weights), "layer_symmetry_null": 1 / dim}
-    columns |= _biases(weights, form) | _facts(layer, dim)
-    return pd.DataFrame(columns), spectrum(form)
+    columns["layer_symmetry"], columns["layer_symmetry_null"] = (
+        (np.nan, np.nan) if summed is None else (summed, 1 / dim)
+    )
+    columns |= _biases(weights, form) | {"attention": "cross" if summed is None else "self"} | _facts(layer, dim)
+    return pd.DataFrame(columns)
 
 
 def with_null(name: str, values: Tensor | None, random: Mapping[str, Null]) -> dict[str, Any]:

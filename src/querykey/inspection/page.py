@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ from querykey.inspection import tables
 from querykey.inspection.columns import ALONE, BEHAVIOUR, ON_TEXT, ON_WEIGHTS, REPLACED, Measure, described, shown
 from querykey.inspection.data import Data
 from querykey.inspection.inspect import Inspection
+from querykey.inspection.names import layer_names
 from querykey.inspection.ranking import ranking_table
 from querykey.inspection.summary import sentences
 from querykey.report import heatmaps
@@ -71,18 +73,18 @@ def as_html(inspections: Sequence[Inspection]) -> str:
 def _checkpoint(inspection: Inspection) -> dict[str, Any]:
     """What the page says of one checkpoint in words and tables."""
     heads, data = inspection.heads, inspection.data
-    layers = heads.groupby("layer").first()
+    layers = heads.groupby("module", sort=False).first()
     sizes = sorted({(str(row.head_dim), str(row.dim)) for row in layers.itertuples()})
     about = "Median head of each layer, and the range over its heads"
     return {
         "name": inspection.name,
         "place": inspection.place + (f" at {inspection.revision}" if inspection.revision else ""),
         "kind": inspection.kind,
-        "facts": f"{plural(len(layers), 'layer')} with {plural(len(heads), 'head')} of size "
+        "facts": f"{plural(len(layers), 'layer')} ({_modules(layers)}) with {plural(len(heads), 'head')} of size "
         + " and ".join(f"{size} in width {dim}" for size, dim in sizes),
         "sentences": [_unbroken(sentence) for sentence in sentences(inspection)],
         "forecast": forecasts(data) if data else [],
-        "forecast_table": tables.forecast_table(data) if data else None,
+        "forecast_table": tables.forecast_table(data, layer_names(heads)) if data else None,
         "ranking": ranking_table(heads),
         "layers": tables.layer_table(heads, ON_WEIGHTS, about, summed=True),
         "behaviour": tables.layer_table(heads, BEHAVIOUR, about) if data else None,
@@ -105,6 +107,12 @@ def forecasts(data: Data) -> list[Forecast]:
             shown = "" if math.isnan(after) else f"{perplexity(before)} → {perplexity(after)}"
             found.append(Forecast(title, word, number(cosine, 3), shown))
     return found
+
+
+def _modules(layers: pd.DataFrame) -> str:
+    """The modules with attention, with N for their numbers."""
+    patterns = {re.sub(r"\b\d+\b", "N", str(module)) for module in layers.index}
+    return ", ".join(sorted(patterns))
 
 
 def _shown(measures: Sequence[Measure], inspections: Sequence[Inspection]) -> list[dict[str, Any]]:
@@ -142,7 +150,14 @@ def _maps(one: Measure, inspections: Sequence[Inspection]) -> dict[str, Any]:
         "title": one.title,
         "about": one.about,
         "drawn": [
-            heatmaps.heatmap(f"{one.title} of {inspection.name}", grid, x_label="head", y_label="layer", **look)
+            heatmaps.heatmap(
+                f"{one.title} of {inspection.name}",
+                grid,
+                x_label="head",
+                y_label="layer",
+                rows=_numbers(inspection.heads),
+                **look,
+            )
             for inspection, grid in zip(inspections, grids, strict=True)
         ],
         "scale": heatmaps.scale(one.title, marks=marks, **look),
@@ -151,8 +166,14 @@ def _maps(one: Measure, inspections: Sequence[Inspection]) -> dict[str, Any]:
 
 def _grid(inspection: Inspection, name: str) -> Float[np.ndarray, "layers heads"]:
     """A measure by layer and head; NaN where a layer has fewer heads."""
-    heads = inspection.heads.reindex(columns=["layer", "head", name])
-    return heads.pivot(index="layer", columns="head", values=name).to_numpy(dtype=float)
+    heads = inspection.heads.reindex(columns=["module", "head", name])
+    grid = heads.pivot(index="module", columns="head", values=name)
+    return grid.loc[heads["module"].unique()].to_numpy(dtype=float)
+
+
+def _numbers(heads: pd.DataFrame) -> list[str]:
+    """The model's own number of each layer."""
+    return [str(number) if number >= 0 else "" for number in heads.drop_duplicates("module")["layer"]]
 
 
 def _null(inspection: Inspection, name: str) -> float:
@@ -169,20 +190,22 @@ def _limits(grids: Sequence[np.ndarray], nulls: Sequence[float]) -> tuple[float,
 
 def _data(inspection: Inspection) -> dict[str, Any]:
     """What the script needs: all measures of each head with their nulls, and the spectra, thinned out."""
-    heads = inspection.heads
+    heads, names = inspection.heads, layer_names(inspection.heads)
+    places = {module: place for place, module in enumerate(names)}
     numbers = heads.select_dtypes("number").drop(columns=[*tables.KEYS, *tables.FACTS], errors="ignore")
-    names = [
+    columns = [
         name for name in map(str, numbers) if not name.endswith(("_null", "_null_sd")) and heads[name].notna().any()
     ]
-    nulls = [tuple(_short(row)) for row in heads.reindex(columns=[f"{n}_null" for n in names]).to_numpy(dtype=float)]
+    nulls = [tuple(_short(row)) for row in heads.reindex(columns=[f"{n}_null" for n in columns]).to_numpy(dtype=float)]
     different = {null: place for place, null in enumerate(dict.fromkeys(nulls))}
     points = min(POINTS, max(16, MOST // len(heads)))
     return {
         "name": inspection.name,
-        "measures": names,
-        "described": [described(name) for name in names],
-        "heads": heads[["layer", "head", "kv_head"]].to_numpy().tolist(),
-        "values": [_short(row) for row in numbers[names].to_numpy(dtype=float)],
+        "measures": columns,
+        "described": [described(name) for name in columns],
+        "layers": list(names.values()),
+        "heads": [[places[m], h, k] for m, h, k in zip(heads["module"], heads["head"], heads["kv_head"], strict=True)],
+        "values": [_short(row) for row in numbers[columns].to_numpy(dtype=float)],
         "nulls": list(different),
         "null": [different[null] for null in nulls],
         "eigenvalues": [_thinned(eigenvalues[::-1], points) for eigenvalues, _ in inspection.spectra],
@@ -199,6 +222,8 @@ def _data(inspection: Inspection) -> dict[str, Any]:
 
 def _thinned(values: np.ndarray, points: int) -> list[float]:
     """At most so many of them, evenly, with both ends, to three digits behind the point."""
+    if not len(values):
+        return []
     chosen = np.unique(np.linspace(0, len(values) - 1, points).round().astype(int))
     return [round(float(value), 3) for value in values[chosen]]
 

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from querykey.inspection.columns import ALONE, KNOWN, ON_TEXT, ON_WEIGHTS, shown
+from querykey.inspection.names import layer_names
 from querykey.report.numbers import number
 from querykey.report.table import Cell, Column, Table
 
@@ -21,9 +22,9 @@ _LEFT_OUT = ("symmetry_data", "symmetry_data_rotary")  # say much the same as th
 
 
 class Interest(NamedTuple):
-    """A head, the measure in which it stands out, and by how much."""
+    """A head, the name of its layer, the measure in which it stands out, and by how much."""
 
-    layer: int
+    layer: str
     head: int
     measure: str
     value: float
@@ -32,7 +33,10 @@ class Interest(NamedTuple):
 
 
 def ranked(heads: pd.DataFrame) -> list[Interest]:
-    """All heads, the most unusual first."""
+    """All heads of self-attention, the most unusual first."""
+    called = layer_names(heads)
+    heads = heads[heads["attention"] == "self"]
+    layers = heads["module"].map(called)
     names = [one.name for one in shown(heads, (*ON_WEIGHTS, *ON_TEXT, *ALONE)) if one.name not in _LEFT_OUT]
     values = heads[names].to_numpy(dtype=float)
     median = np.nanmedian(values, axis=0)
@@ -41,8 +45,8 @@ def ranked(heads: pd.DataFrame) -> list[Interest]:
     distance = np.nan_to_num(away / np.where(scale > 0, scale, np.inf))
     which = distance.argmax(1)
     found = [
-        Interest(int(layer), int(head), names[m], float(values[row, m]), float(median[m]), float(distance[row, m]))
-        for row, (layer, head, m) in enumerate(zip(heads["layer"], heads["head"], which, strict=True))
+        Interest(layer, int(head), names[m], float(values[row, m]), float(median[m]), float(distance[row, m]))
+        for row, (layer, head, m) in enumerate(zip(layers, heads["head"], which, strict=True))
     ]
     return sorted(found, key=lambda one: -one.distance)
 
@@ -50,7 +54,8 @@ def ranked(heads: pd.DataFrame) -> list[Interest]:
 def ranking_table(heads: pd.DataFrame) -> Table:
     """The first heads with what stands out in each, beside the measures that one wants to see of every head."""
     beside = [KNOWN[name] for name in _BESIDE if name in heads and heads[name].notna().any()]
-    at = {(row["layer"], row["head"]): row for row in heads.to_dict("records")}
+    called = layer_names(heads)
+    at = {(called[row["module"]], row["head"]): row for row in heads.to_dict("records")}
     rows: list[list[Cell | str]] = []
     for one in ranked(heads)[:MOST]:
         digits = KNOWN[one.measure].digits

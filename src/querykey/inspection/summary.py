@@ -7,6 +7,7 @@ import pandas as pd
 from querykey.inspection.columns import FORECAST
 from querykey.inspection.data import Data
 from querykey.inspection.inspect import Inspection
+from querykey.inspection.names import layer_names
 from querykey.report.numbers import number, percent, perplexity, plural
 
 SURE = 3.0  # standard deviations of random heads by which a head must differ from them
@@ -16,9 +17,12 @@ FEWEST = 10  # tokens to fit to per dimension, below which a forecast is not to 
 
 def sentences(inspection: Inspection) -> list[str]:
     """The most important one first; each is understood alone."""
-    heads = inspection.heads
+    heads = inspection.heads[inspection.heads["attention"] == "self"]
+    if not len(heads):
+        return [on_cross(inspection.heads), *on_flags(inspection)]
     found = [on_sharing(heads), on_symmetry(heads), on_keeping(heads), on_rank(heads), on_sums(heads)]
-    return [*filter(None, found), *(on_data(heads, inspection.data) if inspection.data else ()), *on_flags(inspection)]
+    found += on_data(heads, inspection.data) if inspection.data else ()
+    return [*filter(None, [*found, on_cross(inspection.heads)]), *on_flags(inspection)]
 
 
 def measure(heads: pd.DataFrame, name: str) -> pd.DataFrame:
@@ -39,7 +43,8 @@ def on_sharing(heads: pd.DataFrame) -> str:
     close = closer_to_shared(heads)
     sentence = f"{of(close, 'is', 'are')} closer to shared (W_Q = W_K) than to random"
     if 0 < close.sum() <= 6:
-        named = [f"layer {row.layer} head {row.head}" for row in heads[close].itertuples()]
+        names = layer_names(heads)
+        named = [f"layer {names[str(row.module)]} head {row.head}" for row in heads[close].itertuples()]
         return f"{sentence}: {', '.join(named)}."
     return f"{sentence}."
 
@@ -72,16 +77,16 @@ def on_rank(heads: pd.DataFrame) -> str:
     least = heads.iloc[int((rank / size).argmin())]
     return (
         f"The median head has an effective rank of {number(rank.median(), 1)} in {size.median():g} dimensions; "
-        f"the lowest is {number(least['effective_rank'], 1)} of {least['head_dim']}, in layer {least['layer']} "
-        f"head {least['head']}."
+        f"the lowest is {number(least['effective_rank'], 1)} of {least['head_dim']}, in layer "
+        f"{layer_names(heads)[least['module']]} head {least['head']}."
     )
 
 
 def on_sums(heads: pd.DataFrame) -> str:
     """The symmetry of the sum over a layer's heads, which published tables give, beside that of single heads."""
-    if heads.groupby("layer").size().max() == 1:
+    if heads.groupby("module").size().max() == 1:
         return ""
-    sums = heads.groupby("layer")["layer_symmetry"].first()
+    sums = heads.groupby("module")["layer_symmetry"].first()
     single = heads["symmetry"]
     return (
         f"The symmetry of the sum over a layer's heads, which published tables give, is {span(sums)}. That of single "
@@ -89,9 +94,21 @@ def on_sums(heads: pd.DataFrame) -> str:
     )
 
 
+def on_cross(heads: pd.DataFrame) -> str:
+    """The effective rank of cross-attention, which is all that can be compared with random heads there."""
+    heads = heads[heads["attention"] == "cross"]
+    if not len(heads):
+        return ""
+    rank, null = heads["effective_rank"].median(), heads["effective_rank_null"].median()
+    return (
+        f"{plural(len(heads), 'head')} of cross-attention have queries and keys of different inputs, so W_Q and W_K "
+        f"are not compared. Their median effective rank is {number(rank, 1)} (random heads: {number(null, 1)})."
+    )
+
+
 def on_data(heads: pd.DataFrame, data: Data) -> list[str]:
     """What was measured on the text: sharing in the heads' own metric, cycles, and the forecast."""
-    found = [on_reading(data)]
+    found = [on_reading(data), on_unread(heads, data)]
     if "tied_share_data" in heads:
         tied = measure(heads, "tied_share_data").dropna(subset="value")
         close = tied["value"] > (1 + tied["null"]) / 2
@@ -107,7 +124,20 @@ def on_data(heads: pd.DataFrame, data: Data) -> list[str]:
             f"{of(beyond, 'does', 'do')} what no head with W_Q = W_K can: from more than {percent(BEYOND)} of the "
             "positions, the map to the position with the highest weight leads into a cycle of two or more."
         )
-    return found + on_forecast(heads, data)
+    return [*filter(None, found), *on_forecast(heads, data)]
+
+
+def on_unread(heads: pd.DataFrame, data: Data) -> str:
+    """Which layers the text does not reach."""
+    names = layer_names(heads)
+    missing = [name for module, name in names.items() if module not in set(data.heads["module"])]
+    if not missing:
+        return ""
+    first = ", ".join(missing[:4]) + (", …" if len(missing) > 4 else "")
+    return (
+        f"The text runs through {len(names) - len(missing)} of {plural(len(names), 'layer')} of self-attention; "
+        f"nothing is measured or replaced in the others ({first})."
+    )
 
 
 def on_reading(data: Data) -> str:
@@ -150,13 +180,13 @@ def on_flags(inspection: Inspection) -> list[str]:
     """What limits the measures of this checkpoint."""
     heads, found = inspection.heads, []
     if heads["qk_norm"].any():
-        layers = heads.loc[heads["qk_norm"], "layer"].nunique()
+        layers = heads.loc[heads["qk_norm"], "module"].nunique()
         found.append(
             f"In {plural(layers, 'layer')} queries or keys are normalised. The measures of weights include the gain, "
             "not the division by the rms."
         )
     if (heads["positions"] == "other").any():
-        layers = heads.loc[heads["positions"] == "other", "layer"].nunique()
+        layers = heads.loc[heads["positions"] == "other", "module"].nunique()
         found.append(
             f"In {plural(layers, 'layer')} queries and keys depend on the position in another way than by a rotation "
             "of pairs. The measures are those of position 0."

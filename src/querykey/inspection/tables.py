@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import pandas as pd
@@ -13,12 +13,13 @@ import pandas as pd
 from querykey.inspection.columns import FORECAST, RANDOM, Measure, described, shown
 from querykey.inspection.data import Data
 from querykey.inspection.inspect import Inspection
+from querykey.inspection.names import layer_names
 from querykey.report.numbers import number, perplexity
 from querykey.report.table import Cell, Column, Table
 
 Per = Literal["layer", "head"]
-KEYS = ("checkpoint", "layer", "head", "kv_head")
-FACTS = ("dim", "head_dim", "scaling", "positions", "qk_norm", "uses", "module")
+KEYS = ("layer", "head", "kv_head")
+FACTS = ("attention", "dim", "head_dim", "scaling", "positions", "qk_norm", "uses", "module")
 Row = list[Cell | str]
 
 
@@ -38,8 +39,8 @@ def per_layer(heads: pd.DataFrame) -> pd.DataFrame:
     Nulls and facts are those of the layer, and ``layer_symmetry`` is the symmetry of the sum over its heads.
     """
     rows = []
-    for layer, mine in heads.groupby("layer", sort=True):
-        row: dict[str, Any] = {"layer": layer, "heads": len(mine)}
+    for _, mine in heads.groupby("module", sort=False):
+        row: dict[str, Any] = {"layer": mine["layer"].iloc[0], "heads": len(mine)}
         for name in mine.columns.drop(list(KEYS), errors="ignore"):
             values = mine[name]
             if not spreads(str(name)):
@@ -98,9 +99,9 @@ def layer_table(heads: pd.DataFrame, measures: Sequence[Measure], caption: str, 
 
     With `summed` the last column is the symmetry of the sum over the layer's heads.
     """
-    there = shown(heads, measures)
+    there, names = shown(heads, measures), layer_names(heads)
     rows: list[Row] = [
-        [str(int(row["layer"])), *(_spread(row, one) for one in there), *[number(row["layer_symmetry"])] * summed]
+        [names[row["module"]], *(_spread(row, one) for one in there), *[number(row["layer_symmetry"])] * summed]
         for _, row in per_layer(heads).iterrows()
     ]
     nulls = [(_random(kind, there), _muted(kind["layer_symmetry_null"].iloc[0])) for kind in _kinds(heads)]
@@ -111,9 +112,13 @@ def layer_table(heads: pd.DataFrame, measures: Sequence[Measure], caption: str, 
 
 def head_table(heads: pd.DataFrame, measures: Sequence[Measure], caption: str) -> Table:
     """A row per head: layer, head, key head and the measures; then random heads."""
-    there = shown(heads, measures)
+    there, names = shown(heads, measures), layer_names(heads)
     rows: list[Row] = [
-        [*(str(row[key]) for key in KEYS[1:]), *(number(row[one.name], one.digits) for one in there)]
+        [
+            names[row["module"]],
+            *(str(row[key]) for key in KEYS[1:]),
+            *(number(row[one.name], one.digits) for one in there),
+        ]
         for _, row in heads.iterrows()
     ]
     for kind in _kinds(heads):
@@ -123,12 +128,15 @@ def head_table(heads: pd.DataFrame, measures: Sequence[Measure], caption: str) -
     return Table(columns, rows, caption)
 
 
-def forecast_table(data: Data) -> Table:
-    """A row per thing that is replaced: the cosine of the output for each replacement, and the perplexity under it."""
+def forecast_table(data: Data, names: Mapping[str, str]) -> Table:
+    """A row per thing that is replaced: the cosine of the output for each replacement, and the perplexity under it.
+
+    `names` are those of the layers, by module.
+    """
     rows: list[Row] = []
-    for (scope, layer, head), mine in data.forecast.groupby(["scope", "layer", "head"], sort=False):
+    for (scope, module, head), mine in data.forecast.groupby(["scope", "module", "head"], sort=False):
         effects = {row["replacement"]: _effect(row) for _, row in mine.iterrows()}
-        one = f"layer {layer}" + (f" head {head}" if scope == "head" else "")
+        one = f"layer {names.get(str(module))}" + (f" head {head}" if scope == "head" else "")
         what = {"none": "nothing", "all": "all heads"}.get(str(scope), one)
         rows.append([what, *(effects[""] if scope == "none" else effects[kind] for kind in FORECAST)])
     below = ", and its perplexity" if data.perplexity else ""

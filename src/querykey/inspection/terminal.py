@@ -9,6 +9,7 @@ from rich.console import Console
 from querykey.inspection import tables
 from querykey.inspection.columns import BEHAVIOUR, ON_WEIGHTS, Measure
 from querykey.inspection.inspect import Inspection
+from querykey.inspection.names import layer_names
 from querykey.inspection.tables import Per
 from querykey.report.table import Table
 
@@ -20,7 +21,7 @@ def print_tables(inspections: Sequence[Inspection], per: Per, console: Console) 
         found = [_heads(inspection, ON_WEIGHTS, per, name)]
         if inspection.data is not None:
             found.append(_heads(inspection, BEHAVIOUR, per, "On the text"))
-            found.append(tables.forecast_table(inspection.data))
+            found.append(tables.forecast_table(inspection.data, layer_names(inspection.heads)))
         for table in found:
             console.print(table)
             console.print()

@@ -29,17 +29,20 @@ def heatmap(
     x_label: str,
     y_label: str,
     names: Sequence[str] | None = None,
+    rows: Sequence[str] | None = None,
     centre: float | None = None,
     flipped: bool = False,
 ) -> str:
     """A matrix, row 0 on top. Without names, of its rows and columns alike, these are numbered from 0.
+
+    `rows` are the numbers of the rows where they are others.
 
     `scale` shows what the colours stand for.
     """
     height, width = values.shape
     wide = min(2.0, max(0.2, height / width))
     labelled = "named" if names else "numbered"
-    across, down = _cells(names, width), _cells(names, height)
+    across, down = _cells(names, width), _cells(names, height, rows)
     pixels = _png(_pixels(values, limits, centre, flipped))
     return (
         f'<div class="map {labelled}" role="img" aria-label="{escape(title)}" data-shape="{height},{width}">'
@@ -71,10 +74,10 @@ def scale(
     )
 
 
-def _cells(names: Sequence[str] | None, cells: int) -> list[tuple[float, str]]:
+def _cells(names: Sequence[str] | None, cells: int, numbers: Sequence[str] | None = None) -> list[tuple[float, str]]:
     """The middle of each cell with its name, or of about seven with their numbers."""
-    every = 1 if names else ceil(cells / 7)
-    return [(100 * (n + 0.5) / cells, names[n] if names else str(n)) for n in range(0, cells, every)]
+    every, called = 1 if names else ceil(cells / 7), names or numbers
+    return [(100 * (n + 0.5) / cells, called[n] if called else str(n)) for n in range(0, cells, every)]
 
 
 def _pixels(
