@@ -149,100 +149,53 @@ SCALED = {
 }
 
 
-def theirs(family, scaling, length=16, **sizes):
-    """An attention layer of transformers, its function of (x, positions), and its configuration."""
-    from importlib import import_module
-
-    from transformers import AutoConfig
+def theirs(scaling, length):
+    """A Llama attention of transformers, and its function of (x, positions)."""
+    from transformers.models.llama import modeling_llama
 
     entries = {"rope_type": scaling, "rope_theta": 5e5, **SCALED[scaling]}
-    config = AutoConfig.for_model(
-        family,
+    config = modeling_llama.LlamaConfig(
         hidden_size=DIM,
+        intermediate_size=29,
+        num_hidden_layers=1,
         num_attention_heads=HEADS,
         num_key_value_heads=2,
         head_dim=6,
+        vocab_size=61,
+        bos_token_id=0,
+        eos_token_id=0,
         max_position_embeddings=length,
         rope_parameters=entries,
         attn_implementation="eager",
-        **sizes,
     )
-    module = import_module(f"transformers.models.{family}.modeling_{family}")
-    prefix = {"llama": "Llama", "qwen3": "Qwen3", "gpt_neox": "GPTNeoX", "cohere": "Cohere"}[family]
-    layer, embedding = (getattr(module, prefix + name) for name in ("Attention", "RotaryEmbedding"))
     torch.manual_seed(0)
-    layer, embedding = layer(config, layer_idx=0).eval().double(), embedding(config).double()
+    layer = modeling_llama.LlamaAttention(config, layer_idx=0).eval().double()
+    embedding = modeling_llama.LlamaRotaryEmbedding(config).double()
 
     def run(x, positions):
         allowed = torch.ones(x.shape[1], x.shape[1]).tril().log().double()[None, None]
         return layer(x, position_embeddings=embedding(x, positions), attention_mask=allowed)[0]
 
-    return layer, run, config
+    return layer, run
 
 
-def with_weights_of(theirs, ours):
-    """Copy the projections, grouped as ours are."""
-    for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
-        ours.named_weights()[name].data.copy_(getattr(theirs, name).weight)
-    return ours
-
-
-@pytest.mark.parametrize("length", [7, 12])  # before and beyond where frequencies change
 @pytest.mark.parametrize("scaling", [*SCALED])
-def test_layers_equal_those_of_llama_with_every_scaling(scaling, length):
-    layer, run, config = theirs("llama", scaling, 9)
-    ours = SelfAttention(DIM, HEADS, "q,k,v+kv_heads=2", causal=True, rotary=Rotary.from_config(config)).double()
-    with_weights_of(layer, ours)
-    x, positions = normal(2, length, DIM), torch.arange(length).expand(2, -1)
-    expected = run(x, positions)
-    torch.testing.assert_close(ours(x), expected, rtol=0, atol=1e-6)
-    torch.testing.assert_close(ours(x, positions=positions), expected, rtol=0, atol=1e-6)
-    later = positions * 3 + torch.tensor([[2], [5]])
-    torch.testing.assert_close(ours(x, positions=later), run(x, later), rtol=0, atol=1e-6)
-    plain = SelfAttention(DIM, HEADS, "q,k,v+kv_heads=2", causal=True, rotary=Rotary(5e5)).double()
-    with_weights_of(layer, plain)
-    changed = (plain(x) - expected).abs().max() > 1e-4
-    assert changed == (scaling not in ("default", "dynamic") or (scaling == "dynamic" and length > 9))
+def test_layers_equal_those_of_llama_with_every_scaling(scaling):
+    import querykey.hf
 
-
-@pytest.mark.parametrize("family", ["qwen3", "cohere"])
-def test_layers_equal_those_of_other_families(family):
-    """Norms of queries and keys; interleaved pairs."""
-    layer, run, config = theirs(family, "llama3", 9)
-    turned = Rotary.from_config(config, interleaved=family == "cohere")
-    design = "q,k,v+kv_heads=2" + "+qknorm" * (family == "qwen3")
-    ours = with_weights_of(layer, SelfAttention(DIM, HEADS, design, causal=True, rotary=turned).double())
-    if family == "qwen3":
-        for gain, norm in ((ours.q_gain, layer.q_norm), (ours.k_gain, layer.k_norm)):
-            gain.data.copy_(norm.weight.data.normal_())
-    x = normal(2, 11, DIM)
-    torch.testing.assert_close(ours(x), run(x, torch.arange(11)[None]), rtol=0, atol=1e-6)
-
-
-def test_a_layer_with_partial_rotation_equals_that_of_neox():
-    from transformers import GPTNeoXConfig
-    from transformers.models.gpt_neox.modeling_gpt_neox import GPTNeoXAttention, GPTNeoXRotaryEmbedding
-
-    entries = {"rope_type": "default", "rope_theta": 5e5, "partial_rotary_factor": 0.5}
-    config = GPTNeoXConfig(
-        hidden_size=32, num_attention_heads=4, max_position_embeddings=16, rope_parameters=entries,
-        attn_implementation="eager",
-    )  # fmt: skip
-    layer, embedding = GPTNeoXAttention(config, layer_idx=0).eval().double(), GPTNeoXRotaryEmbedding(config).double()
-    turned = Rotary.from_config(config)
-    assert turned == Rotary(5e5, 4, length=16)
-    ours = SelfAttention(32, 4, causal=True, rotary=turned, bias=True).double()
-    w = ours.named_weights()
-    fused = {"": layer.query_key_value.weight.view(4, 3, 8, 32), ".bias": layer.query_key_value.bias.view(4, 3, 8)}
-    for part, tensor in fused.items():
-        for number, role in enumerate("qkv"):
-            w[f"{role}_proj{part}"].data.copy_(tensor[:, number].flatten(0, 1))
-    w["o_proj"].data.copy_(layer.dense.weight)
-    w["o_proj.bias"].data.copy_(layer.dense.bias)
-    x = normal(2, 11, 32)
-    allowed = torch.ones(11, 11).tril().log().double()[None, None]
-    theirs = layer(x, allowed, position_embeddings=embedding(x, torch.arange(11)[None]))[0]
-    torch.testing.assert_close(ours(x), theirs, rtol=0, atol=1e-6)
+    for length in (7, 12):  # before and beyond where frequencies change
+        layer, run = theirs(scaling, 9)
+        ours = querykey.hf.from_module(layer)
+        plain = SelfAttention(DIM, HEADS, "q,k,v+kv_heads=2", causal=True, rotary=Rotary(5e5)).double()
+        plain.load_state_dict(ours.state_dict())
+        x, positions = normal(2, length, DIM), torch.arange(length).expand(2, -1)
+        expected = run(x, positions)
+        torch.testing.assert_close(ours(x), expected, rtol=0, atol=1e-6)
+        torch.testing.assert_close(ours(x, positions=positions), expected, rtol=0, atol=1e-6)
+        later = positions * 3 + torch.tensor([[2], [5]])
+        torch.testing.assert_close(ours(x, positions=later), run(x, later), rtol=0, atol=1e-6)
+        changed = (plain(x) - expected).abs().max() > 1e-4
+        assert changed == (scaling not in ("default", "dynamic") or (scaling == "dynamic" and length > 9))
 
 
 def test_configurations_of_every_form_are_read():

@@ -10,9 +10,9 @@ from typing import Literal, overload
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
-from querykey.attention import checks, kernels, masks, packed, reference
+from querykey.attention import checks, kernels, masks, modules, packed, reference
 from querykey.attention.buffers import Cache
 from querykey.attention.cache import KVCache
 from querykey.attention.checks import Inputs
@@ -85,6 +85,32 @@ class SelfAttention(CachedAttention):
         )
         rules = Rules(causal, window, dropout, softcap, alibi)
         super().__init__(layout, rules, device=device, dtype=dtype)
+
+    @classmethod
+    def from_module(cls, module: nn.Module, *, causal: bool = False, window: int | None = None) -> SelfAttention:
+        """A layer with the weights, dropout and mode of an `nn.MultiheadAttention`; see also `querykey.hf.from_module`.
+
+        Args:
+            module: with the same width for keys and values.
+            causal, window: of the layer; the module takes masks when it is called.
+
+        Raises:
+            ValueError: if the module has a part that no layer has, with its name.
+        """
+        layer = cls(**modules.multihead_options(module), causal=causal, window=window).train(module.training)
+        modules.copy(modules.named(modules.read_multihead(module)), layer.named_weights())
+        return layer
+
+    def write_to(self, module: nn.MultiheadAttention) -> None:
+        """Write the plain weights of this layer to a module with the same sizes, which then gives its results.
+
+        Cores and latents are multiplied in, and grouped keys repeated. The module's caller gives causal masks.
+
+        Raises:
+            ValueError: if the layer computes what the module cannot, with what that is.
+        """
+        plain = type(self).from_module(module, causal=self.causal, window=self.window)
+        modules.write_multihead(modules.plain_weights(self, plain, module), module)
 
     def extra_repr(self) -> str:
         """What was chosen, so that ``print(model)`` says it."""
