@@ -6,15 +6,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from querykey.attention.decoding import CachedAttention
 from querykey.attention.expansion import PlainWeights
-
-if TYPE_CHECKING:
-    from querykey.attention.layer import SelfAttention
 
 
 def multihead_options(module: Any) -> dict[str, Any]:
@@ -73,7 +71,7 @@ def copy(sources: Mapping[str, Tensor | None], targets: Mapping[str, Tensor]) ->
         target.zero_() if source is None else target.copy_(source)
 
 
-def plain_weights(layer: SelfAttention, plain: SelfAttention, module: nn.Module) -> PlainWeights:
+def plain_weights(layer: CachedAttention, plain: CachedAttention, module: nn.Module) -> PlainWeights:
     """The weights of `layer`, for a module that computes what the layer `plain` does; groups of keys are repeated.
 
     Raises:
@@ -110,7 +108,7 @@ def write_multihead(weights: PlainWeights, module: nn.Module) -> None:
     copy(weights._asdict(), {name: part for name, part in parts._asdict().items() if part is not None})
 
 
-def _computes(layer: SelfAttention) -> dict[str, Any]:
+def _computes(layer: CachedAttention) -> dict[str, Any]:
     """What decides the result of a layer, besides its weights."""
     layout, design = layer.layout, layer.design
     return {
