@@ -251,6 +251,22 @@ def test_costs_are_paired_over_windows(half):
     assert one.low == pytest.approx(float(torch.tensor(0.2 - 4.302653 * 0.2 / 3**0.5).exp()), rel=1e-6)
 
 
+def test_several_sizes_are_measured_as_each_alone():
+    fitted, texts = converted().fitted, [Text("random", tokens(batch=2, length=16))]
+    fitted = conversion.Fitted(tiny(), None, "kv", [], fitted.fits, [], 0)
+    fitted.layers += shared_layers(fitted.model, "kv")
+    curve = fitted.curve([0.75, 0.25], texts)
+    torch.testing.assert_close(logits(fitted.model, tokens()), logits(tiny(), tokens()), rtol=0, atol=0)
+    wide = fitted.convert(0.75)
+    wide.switch.restore()
+    narrow = fitted.convert(0.25)
+    assert curve == [(0.75, wide.evaluate(texts)), (0.25, narrow.evaluate(texts))]
+    narrow.switch.restore()
+    wide.switch.apply()  # after another conversion of the same model
+    conversion.check(wide)
+    assert wide.cache_bytes()[1] == 0.75 * wide.cache_bytes()[0]
+
+
 def test_folders_load_with_the_same_logits(half, tmp_path):
     ids = tokens()
     expected = logits(half.model, ids)

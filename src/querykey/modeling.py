@@ -237,12 +237,17 @@ def share_attention(attention: nn.Module, rank: int, plan: dict[str, Any], rotat
     for name in plan["kept"]:
         if type(module := attention.get_submodule(name)) is nn.Linear:
             module.__class__ = Kept
-    for module in attention.modules():
-        if isinstance(module, FromLatent | AsLatent | Kept):
-            module.shared = shared
     changed: Any = attention
     changed.__class__ = latent_class(type(attention))
-    changed.shared, changed.latent_name = shared, plan["name"]
+    changed.latent_name = plan["name"]
+    connect(attention, shared)
+
+
+def connect(attention: nn.Module, shared: Shared) -> None:
+    """Makes `shared` what the modules of one attention layer have in common."""
+    for module in attention.modules():
+        if isinstance(module, FromLatent | AsLatent | Kept | LatentAttention):
+            module.shared = shared
 
 
 def install(model: nn.Module, section: dict[str, Any]) -> None:

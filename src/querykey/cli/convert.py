@@ -134,11 +134,8 @@ def _converted(chosen: argparse.Namespace, fitted: Fitted, evaluation: list[Any]
     """The conversion that was chosen; for a dry run, measured at several sizes first."""
     from querykey.conversion import convert
 
-    curve = []
-    for cache in sorted({*SIZES, chosen.cache}, reverse=True) if chosen.dry_run or chosen.curve else ():
-        tried = fitted.convert(cache)
-        curve.append((cache, tried.evaluate(evaluation, watch)))
-        tried.switch.restore()
+    sizes = sorted({*SIZES, chosen.cache}, reverse=True) if chosen.dry_run or chosen.curve else []
+    curve = fitted.curve(sizes, evaluation, watch)
     conversion = fitted.convert(chosen.cache)
     conversion.curve = curve
     convert.check(conversion)

@@ -18,7 +18,7 @@ from torch import Tensor
 from querykey import machine
 from querykey.bilinear.latent import LatentFit
 from querykey.conversion.calibrate import Moments, calibrate
-from querykey.conversion.evaluate import TextCost, cache_bytes, evaluate, log_probabilities
+from querykey.conversion.evaluate import TextCost, cache_bytes, evaluate, evaluate_each, log_probabilities
 from querykey.conversion.fit import Switch, fit_layers, ranks
 from querykey.conversion.layers import ConversionError, SharedLayer, shared_layers
 from querykey.conversion.save import save
@@ -70,6 +70,20 @@ class Fitted:
         latents = [fit.latent(width) for fit, width in zip(self.fits, widths, strict=True)]
         switch = Switch(self.model, self.layers, latents)
         return Conversion(self, switch, cache, widths)
+
+    def curve(
+        self, sizes: Sequence[float], texts: Sequence[Text], watch: Watch = lambda what, done, total: None
+    ) -> list[tuple[float, list[TextCost]]]:
+        """What each of these parts of the cache would cost on texts; the model is as it was afterwards."""
+        tried = []
+        for cache in sizes:
+            tried.append(self.convert(cache).switch)
+            tried[-1].restore()
+        if not tried:
+            return []
+        costs = evaluate_each(tried, texts, watch)
+        tried[-1].restore()
+        return list(zip(sizes, costs, strict=True))
 
 
 @dataclass(eq=False)

@@ -68,17 +68,39 @@ def overall(costs: Sequence[TextCost]) -> Ratio:
 
 def evaluate(switch: Switch, texts: Sequence[Text], watch: Watch = lambda what, done, total: None) -> list[TextCost]:
     """Both models on the same windows."""
-    total, done, found = sum(len(text.windows) for text in texts), 0, []
-    for text in texts:
-        rows = []
-        for window in text.windows:
-            with switch.original():
-                before = log_probabilities(switch.model, window)
-            rows.append(_compared(before, log_probabilities(switch.model, window), window))
-            done += 1
-            watch("windows of evaluation text", done, total)
-        before_, after_, divergence, agreement = (tuple(column) for column in zip(*rows, strict=True))
-        found.append(TextCost(text.name, text.tokens, before_, after_, _mean(divergence), _mean(agreement)))
+    return evaluate_each([switch], texts, watch)[0]
+
+
+def evaluate_each(
+    switches: Sequence[Switch], texts: Sequence[Text], watch: Watch = lambda what, done, total: None
+) -> list[list[TextCost]]:
+    """The costs of several conversions of one model, which is run once on each window; the last one stays applied."""
+    total, done = sum(len(text.windows) for text in texts), 0
+    found: list[list[TextCost]] = [[] for _ in switches]
+    try:
+        for text in texts:
+            rows = []
+            for window in text.windows:
+                rows.append(_window(switches, window))
+                done += 1
+                watch("windows of evaluation text", done, total)
+            for costs, each in zip(found, zip(*rows, strict=True), strict=True):
+                before, after, divergence, agreement = (tuple(column) for column in zip(*each, strict=True))
+                costs.append(TextCost(text.name, text.tokens, before, after, _mean(divergence), _mean(agreement)))
+    finally:
+        switches[-1].apply()
+    return found
+
+
+def _window(switches: Sequence[Switch], window: Int[Tensor, " length"]) -> list[tuple[float, float, float, float]]:
+    """What `_compared` gives for each conversion; the model is the last conversion before and after."""
+    switches[-1].restore()
+    before = log_probabilities(switches[-1].model, window)
+    found = []
+    for switch in switches:
+        switch.apply()
+        found.append(_compared(before, log_probabilities(switch.model, window), window))
+        switch.restore()
     return found
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from querykey.bilinear.latent import Latent, LatentFit, allocate, fit_latent, token_weighted
 from querykey.conversion.calibrate import Moments
 from querykey.conversion.layers import ConversionError, SharedLayer, out_by_in
-from querykey.modeling import FromLatent, Mixed, install
+from querykey.modeling import FromLatent, Mixed, connect, install
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -67,8 +67,12 @@ class Switch:
             self._put(self._converted)
 
     def restore(self) -> None:
-        """Back to the original for good."""
+        """Back to the original, until `apply`."""
         self._put(self._original)
+
+    def apply(self) -> None:
+        """The converted model again, where the model is the original or another conversion's."""
+        self._put(self._converted)
 
     def separate_outputs(self) -> None:
         """Gives the converted model output projections of its own, so that they can be trained."""
@@ -103,6 +107,8 @@ class Switch:
                 layer.attention.set_submodule(name, module)
             if layer.name not in state.modules:
                 layer.attention._modules.pop(layer.name, None)
+            else:
+                connect(layer.attention, state.shared)
 
 
 def section(layers: Sequence[SharedLayer], widths: Sequence[int]) -> dict[str, Any]:
@@ -118,15 +124,16 @@ def section(layers: Sequence[SharedLayer], widths: Sequence[int]) -> dict[str, A
 
 
 class _Modules:
-    """The class of an attention module, and those of its projections that are exchanged."""
+    """The class of an attention module, those of its projections that are exchanged, and what these share."""
 
-    def __init__(self, kind: type[nn.Module], modules: dict[str, nn.Module]) -> None:
-        self.kind, self.modules = kind, modules
+    def __init__(self, kind: type[nn.Module], modules: dict[str, nn.Module], shared: Any) -> None:
+        self.kind, self.modules, self.shared = kind, modules, shared
 
 
 def _modules(layer: SharedLayer) -> _Modules:
     names = [name for name in (*layer.rows, layer.name) if name in dict(layer.attention.named_modules())]
-    return _Modules(type(layer.attention), {name: layer.attention.get_submodule(name) for name in names})
+    modules = {name: layer.attention.get_submodule(name) for name in names}
+    return _Modules(type(layer.attention), modules, getattr(layer.attention, "shared", None))
 
 
 def _from_latent(module: nn.Module) -> nn.Module:
