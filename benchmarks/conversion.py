@@ -9,6 +9,7 @@ Nothing is trained. MODEL has one projection for keys and one for values (Llama,
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -108,13 +109,14 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=48)
     parser.add_argument("--each", type=int, default=8, help="windows of each evaluation text")
     parser.add_argument("--length", type=int, default=512)
+    parser.add_argument("--state", type=Path, help="a file that keeps the calibration")
     chosen = parser.parse_args()
     check_apart(chosen.calibrate, chosen.evaluate)
     model, tokenizer = open_model(chosen.model, dtype="float32")
     layers, count = shared_layers(model, "kv"), -(-chosen.windows // len(chosen.calibrate))
     texts = read_texts(chosen.calibrate, tokenizer, windows=count, length=chosen.length)
-    evaluation = read_texts(chosen.evaluate, tokenizer, windows=chosen.each, length=chosen.length)
-    moments = calibrate(model, layers, mixed(texts))
+    evaluation = read_texts(chosen.evaluate, tokenizer, windows=chosen.each, length=chosen.length, seed=7)
+    moments = calibrate(model, layers, mixed(texts), state=chosen.state)
     own, before = [layer.weights().detach().clone() for layer in layers], losses(model, evaluation)
     print(f"| method | cache | perplexity ratio | {' | '.join(text.name for text in evaluation)} |")
     print(f"|---|--:|--:|{'--:|' * len(evaluation)}")

@@ -1,6 +1,7 @@
 """Each script of benchmarks/ runs to its end, at a tiny size."""
 
 import importlib.util
+import json
 import re
 import shutil
 import subprocess
@@ -32,7 +33,7 @@ def script(name, monkeypatch, *words):
 
 
 def test_every_script_is_tried():
-    known = {*KERNELS, "conversion", "latents", "engines", "loop", "reading", "explore", "options"}
+    known = {*KERNELS, "conversion", "curve", "latents", "engines", "loop", "reading", "explore", "options"}
     assert {path.stem for path in FOLDER.glob("*.py")} == known
 
 
@@ -86,8 +87,9 @@ def test_explore(monkeypatch, capsys):
     assert "32 tokens: intervention" in capsys.readouterr().out
 
 
-@pytest.mark.usefixtures("unchecked")
-def test_conversion(monkeypatch, capsys, tmp_path):
+@pytest.fixture
+def words(tmp_path) -> list[str]:
+    """A model and texts, and options for a quick measurement."""
     pytest.importorskip("transformers")
     from conversions import byte_tokenizer, tiny
 
@@ -95,8 +97,34 @@ def test_conversion(monkeypatch, capsys, tmp_path):
     byte_tokenizer().save_pretrained(tmp_path / "model")
     (tmp_path / "a.txt").write_text("Words to calibrate on. " * 99)
     (tmp_path / "b.txt").write_text("And other ones to evaluate on. " * 99)
-    words = ["--calibrate", str(tmp_path / "a.txt"), "--evaluate", str(tmp_path / "b.txt"), "--length", "24"]
-    module = script("conversion", monkeypatch, str(tmp_path / "model"), *words, "--windows", "4", "--each", "2")
+    texts = ["--calibrate", str(tmp_path / "a.txt"), "--evaluate", str(tmp_path / "b.txt"), "--length", "24"]
+    return [str(tmp_path / "model"), *texts, "--windows", "4", "--each", "2"]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("unchecked")
+def test_curve(monkeypatch, capsys, tmp_path, words):
+    found, drawn = tmp_path / "found.json", tmp_path / "curve.svg"
+    for more in (("--draws", "0"), ("--draws", "0", "1"), ("--sizes", "0.5", "--heal", "2")):
+        script("curve", monkeypatch, *words, "--out", str(found), *more).main()
+    records = json.loads(found.read_text())
+    assert [(r["draw"], r["cache"], r["steps"]) for r in records] == [
+        *((draw, cache, 0) for draw in (0, 1) for cache in (0.75, 0.5, 0.375, 0.25)),
+        (0, 0.5, 2),
+    ]
+    assert all(r["bytes"][1] == pytest.approx(r["cache"] * r["bytes"][0], abs=4) for r in records)
+    assert records[1]["healed"] is None
+    assert records[-1]["healed"]["before"] == records[1]["ratio"]["value"]
+    capsys.readouterr()
+    script("curve", monkeypatch, "--table", str(found)).main()
+    assert len(capsys.readouterr().out.splitlines()) == 2 + 5
+    script("curve", monkeypatch, "--picture", str(drawn), str(found)).main()
+    assert drawn.read_text().count("healed") == 1
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_conversion(monkeypatch, capsys, words):
+    module = script("conversion", monkeypatch, *words)
     module.main()
     lines = [line for line in capsys.readouterr().out.splitlines() if RATIO.search(line)]
     assert len(lines) == 7
