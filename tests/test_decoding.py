@@ -9,6 +9,7 @@ import torch
 from querykey import PARTITIONS, DesignError, KVCache, SelfAttention, generation
 from querykey.attention import decoding
 from querykey.attention.sequence import Span
+from querykey.sampling import Choice, beam_search, sample
 
 DIM, HEADS = 24, 4
 PADDING = (0, 5, 3)
@@ -268,30 +269,55 @@ def test_a_cache_is_for_one_batch_and_one_window():
 # Generation
 
 
+def successor(tokens):
+    """Logits that only allow the successor of the last token."""
+    logits = torch.full((len(tokens), 7), -torch.inf)
+    return logits.scatter(1, (tokens[:, -1:] + 1) % 7, 0.0)
+
+
+def drawn(probabilities, count=20000, **options):
+    """Shares of the tokens in so many draws from a distribution."""
+    logits, prompts = torch.tensor(probabilities).log(), torch.zeros(count, 1, dtype=torch.long)
+    out = sample(lambda tokens: logits.expand(len(tokens), -1), prompts, 1, Choice(seed=0, **options))
+    return torch.bincount(out.flatten(), minlength=len(probabilities)) / count
+
+
 def test_samples_follow_the_logits():
-    """Scores that only allow the successor of the last token, and those that follow probabilities."""
-
-    def successor(tokens):
-        scores = torch.full((len(tokens), 7), -torch.inf)
-        return scores.scatter(1, (tokens[:, -1:] + 1) % 7, 0.0)
-
     prompts = torch.tensor([[1, 2], [5, 6]])
     for temperature in (0, 0.5, 1.0):
-        out = generation.sample(successor, prompts, 4, temperature=temperature)
-        assert out.tolist() == [[3, 4, 5, 6], [0, 1, 2, 3]]
-    assert generation.sample(successor, prompts, 9, stop=3).tolist() == [[3, 3, 3, 3], [0, 1, 2, 3]]
-    assert generation.sample(successor, prompts, 0).shape == (2, 0)
-    scores = torch.tensor([0.0, 1.0, 2.0])
-    for temperature in (0.5, 2.0):
-        out = generation.sample(
-            lambda tokens: scores.expand(len(tokens), 3),
-            torch.zeros(1, 1, dtype=torch.long).expand(20000, 1),
-            1,
-            temperature=temperature,
-            generator=torch.Generator().manual_seed(0),
-        )
-        shares = torch.bincount(out.flatten(), minlength=3) / 20000
-        torch.testing.assert_close(shares, (scores / temperature).softmax(0), rtol=0, atol=0.01)
+        assert sample(successor, prompts, 4, Choice(temperature)).tolist() == [[3, 4, 5, 6], [0, 1, 2, 3]]
+    assert sample(successor, prompts, 0, Choice()).shape == (2, 0)
+    share = torch.tensor([0.1, 0.2, 0.3, 0.4])
+    for options, kept, power in (
+        ({}, (0, 1, 2, 3), 1),
+        ({"temperature": 0.5}, (0, 1, 2, 3), 2),
+        ({"top_k": 2}, (2, 3), 1),
+        ({"top_p": 0.4}, (3,), 1),
+        ({"top_p": 0.41}, (2, 3), 1),
+        ({"top_p": 0.95}, (0, 1, 2, 3), 1),
+        ({"top_k": 3, "top_p": 0.7}, (2, 3), 1),  # of what the top three have together
+        ({"temperature": 0.5, "top_p": 0.6}, (2, 3), 2),
+    ):
+        expected = torch.zeros(4).index_put((torch.tensor(kept),), share[list(kept)] ** power)
+        torch.testing.assert_close(drawn([0.1, 0.2, 0.3, 0.4], **options), expected / expected.sum(), rtol=0, atol=0.01)
+
+
+@pytest.mark.parametrize(
+    ("stop", "expected"),
+    [
+        (3, [[3, 3, 3, 3], [0, 1, 2, 3]]),
+        ([1, 4], [[3, 4], [0, 1]]),
+        ([[3, 4, 5], [1]], [[3, 4, 5], [0, 1, 1]]),
+        (b"\x00\x01", [[3, 4, 5, 6, 0, 1], [0, 1, 1, 1, 1, 1]]),
+        ([[4, 6]], [[3, 4, 5, 6, 0, 1], [0, 1, 2, 3, 4, 5]]),
+        ([[2, 3]], [[3, 4, 5, 6, 0, 1], [0, 1, 2, 3, 3, 3]]),  # of the prompt nothing counts
+    ],
+)
+def test_rows_end_at_any_of_several_stops(stop, expected):
+    prompts = torch.tensor([[1, 2], [5, 6]])
+    assert sample(successor, prompts, 6, Choice(0, stop=stop)).tolist() == expected
+    beams = beam_search(successor, lambda rows: None, prompts, 6, 1, Choice(stop=stop).stops)
+    assert beams.tolist() == expected
 
 
 def test_prompts_end_together():

@@ -71,18 +71,9 @@ def test_sizes_that_cannot_be_are_refused():
 PROMPTS = ([3, 1, 4, 1, 5], [9], [2, 6, 5])
 
 
-def written_slowly(model, prompt, steps):
-    """Without caches or batches: all is computed anew for every token."""
-    row = list(prompt)
-    for _ in range(steps):
-        row.append(int(model(torch.tensor(row)[None, :, None])[0, -1].argmax()))
-    return row[len(prompt) :]
-
-
 @pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize("positions", ["none", "learned", "rotary"])
-@pytest.mark.parametrize("window", [None, 1, 4])
-def test_what_is_generated_is_what_each_row_gives_alone_step_by_step(positions, window):
+@pytest.mark.parametrize(("positions", "window"), [("none", None), ("learned", 4), ("rotary", None)])
+def test_each_generated_token_is_the_most_likely_one_of_its_row_alone(positions, window):
     options = ("", "+selfmask", "+cosine", "+core=full+kv_heads=2")
     for design, option in itertools.product(PARTITIONS, options):
         if "core" in option and "q=k" not in design:
@@ -93,7 +84,8 @@ def test_what_is_generated_is_what_each_row_gives_alone_step_by_step(positions, 
         model.double()
         together = model.generate(PROMPTS, 11, temperature=0)
         for prompt, row in zip(PROMPTS, together.tolist(), strict=True):
-            assert row == written_slowly(model, prompt, 11), design + option
+            logits = model(torch.tensor([[*prompt, *row[:-1]]]).unsqueeze(-1))[0, len(prompt) - 1 :]
+            assert row == logits.argmax(-1).tolist(), design + option
 
 
 def test_prompts_may_be_tensors_and_draws_come_from_the_generator():
@@ -144,13 +136,19 @@ def test_a_row_ends_at_its_stop():
         ({}, {"prompts": b"abc"}, "a single one goes in brackets"),
         ({}, {"prompts": [1, 2, 3]}, "a single one goes in brackets"),
         ({}, {"prompts": ["abc"]}, "a prompt must be tokens and not a string"),
-        ({}, {"stop": 13}, "stop must be a token from 0 to 12, not 13"),
-        ({}, {"steps": 2.5}, "not 2.5 and 1.0"),
-        ({}, {"temperature": float("nan")}, "not 3 and nan"),
+        ({}, {"stop": 13}, r"a stop must be tokens from 0 to 12, at least one, not \[13\]"),
+        ({}, {"steps": 2.5}, "steps must be a whole number from 0, not 2.5"),
+        ({}, {"temperature": float("nan")}, "temperature must be 0 or more, not nan"),
         ({}, {"prompts": [[1, 13]]}, "tokens go from 0 to 12, but the prompts have some from 1 to 13"),
         ({}, {"prompts": [[-1]]}, "from -1"),
-        ({}, {"steps": -1}, "steps must be a whole number from 0, and the temperature 0 or more, not -1 and 1.0"),
-        ({}, {"temperature": -0.5}, "not 3 and -0.5"),
+        ({}, {"stop": [[1], []]}, r"at least one, not \[\]"),
+        ({}, {"top_k": 0}, "top_k must be a whole number of tokens from 1, not 0"),
+        ({}, {"top_p": 1.5}, "top_p must be a probability above 0, not 1.5"),
+        ({}, {"seed": 1, "generator": torch.Generator()}, "give generator or seed, not both"),
+        ({}, {"beams": 0}, "beams must be a whole number from 1, not 0"),
+        ({}, {"beams": 2, "top_k": 3}, "beam search draws nothing"),
+        ({}, {"steps": -1}, "not -1"),
+        ({}, {"temperature": -0.5}, "not -0.5"),
         ({}, {"steps": 13}, "7 learned positions; a prompt of 2 and 13 steps are too many"),
     ],
 )
@@ -160,11 +158,59 @@ def test_what_cannot_be_generated_is_refused(model, arguments, sentence):
         made.generate(**({"prompts": [[1, 2]], "steps": 3} | arguments))
 
 
+def test_a_stream_gives_the_tokens_and_their_log_probabilities():
+    model = Transformer(13, 13, 16, causal=True, **SIZES)
+    options = {"seed": 3, "top_k": 5, "stop": [[4, 1], 7]}
+    tokens = model.generate(PROMPTS, 8, **options)
+    steps = list(model.stream(PROMPTS, 8, **options))
+    assert torch.equal(torch.stack([step.tokens for step in steps], 1), tokens)
+    found = torch.stack([step.log_probabilities for step in steps], 1)
+    for prompt, new, log in zip(PROMPTS, tokens.tolist(), found, strict=True):
+        row = torch.tensor([[*prompt, *new]])
+        logits = model(row.unsqueeze(-1))[0, len(prompt) - 1 : -1].log_softmax(-1)
+        ends = [at + 1 for at in range(len(new)) if new[at] == 7 or new[max(at - 1, 0) : at + 1] == [4, 1]]
+        expected = logits.gather(-1, row[0, len(prompt) :, None]).squeeze(-1)
+        expected[min(ends, default=len(new)) :] = 0.0
+        torch.testing.assert_close(log, expected.detach(), rtol=1e-4, atol=1e-4)
+    following = next(model.stream(PROMPTS, 8, temperature=0))
+    assert torch.equal(following.tokens, model.generate(PROMPTS, 1, temperature=0)[:, 0])
+
+
+@pytest.mark.parametrize("stop", [None, [2, [1, 3]]])
+def test_enough_beams_find_the_most_likely_of_all_continuations(stop):
+    model, prompts, steps = (
+        Transformer(5, 5, 16, causal=True, positions="rotary", **SIZES).double(),
+        [[3], [1, 4, 0]],
+        3,
+    )
+    with torch.no_grad():
+        model.unembedding.weight.mul_(0.3)  # so that the greedy choice is not the best
+    found = model.generate(prompts, steps, beams=5**steps, stop=stop)
+    greedy = model.generate(prompts, steps, temperature=0, stop=stop)
+    assert torch.equal(model.generate(prompts, steps, beams=1, temperature=0, stop=stop), greedy)
+
+    def ended(row):
+        return bool(stop) and (row[-1:] == (2,) or row[-2:] == (1, 3))
+
+    for prompt, best in zip(prompts, found.tolist(), strict=True):
+        totals, open_rows = {}, {(): 0.0}
+        for _ in range(steps):
+            grown = {}
+            for row, total in open_rows.items():
+                log = model(torch.tensor([[*prompt, *row]]).unsqueeze(-1))[0, -1].log_softmax(-1).tolist()
+                grown |= {(*row, token): total + log[token] for token in range(5)}
+            totals |= {row: total for row, total in grown.items() if ended(row) or len(row) == steps}
+            open_rows = {row: total for row, total in grown.items() if not ended(row)}
+        expected = max(totals, key=totals.get)
+        assert best == [*expected, *[expected[-1]] * (len(best) - len(expected))]
+
+
 def test_as_many_tokens_as_learned_positions_and_one_are_generated():
     model = Transformer(13, 13, 7, causal=True, **SIZES)
     assert model.generate([[1, 2], [3]], 6).shape == (2, 6)  # the last is not read
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(("design", "positions", "window"), [("q,k=v", "rotary", None), ("q,k,v", "learned", 9)])
 def test_a_trained_model_continues_what_repeats(design, positions, window):

@@ -1,14 +1,112 @@
-"""Autoregressive sampling. `step` maps the tokens that it has not seen yet to the logits of the next token."""
+"""Continuing prompts with a model that has KV caches: the arguments are checked, prompts are padded on the left."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
+from jaxtyping import Int
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
+
+from querykey import sampling
+from querykey.attention.cache import KVCache
+from querykey.sampling import Choice, Drawn, Step, Stop
+
+Prompts = Sequence[Sequence[int] | Tensor] | Tensor
+
+
+class Generation(nn.Module):
+    """What a `Transformer` has to continue prompts.
+
+    Prompts may have different lengths; rows are independent of one another. Dropout acts in training mode here too:
+    call `eval` first.
+    """
+
+    embedding: nn.Embedding
+
+    @abstractmethod
+    def caches(self, padding: Int[Tensor, " batch"] | None = None) -> list[KVCache]:
+        """An empty cache for each layer."""
+
+    @abstractmethod
+    def check_length(self, longest: int, steps: int) -> None:
+        """Raise ValueError unless the model continues prompts, the longest of this length, by so many tokens."""
+
+    def generate(
+        self,
+        prompts: Prompts,
+        steps: int,
+        *,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        generator: torch.Generator | None = None,
+        seed: int | None = None,
+        stop: Stop = None,
+        beams: int = 1,
+    ) -> Int[Tensor, "batch new"]:
+        """Continue each prompt by `steps` tokens, each drawn from the model's distribution of the next one.
+
+        Args:
+            prompts: sequences of tokens, at least one token each.
+            steps: the most tokens to generate.
+            temperature: logits are divided by it before the softmax; 0 takes the most likely token.
+            top_k: only this many of the most likely tokens are drawn.
+            top_p: only the most likely tokens that together have this probability are drawn.
+            generator: of the draws.
+            seed: in place of a generator: of one that is made for this call.
+            stop: a token, or several tokens and sequences of tokens, each of which ends a row. The row is then filled
+                with its last token; generation ends when all rows have.
+            beams: more than 1 searches for the most likely continuation, with this many candidates for each prompt,
+                and draws nothing.
+
+        Returns:
+            The new tokens, (batch, at most steps).
+
+        Raises:
+            ValueError: if the model is an encoder, its classes are not its tokens, a prompt is empty or has other
+                tokens, prompt and steps are more than the learned positions, or a number is out of range.
+        """
+        if not isinstance(beams, int) or beams < 1:
+            raise ValueError(f"beams must be a whole number from 1, not {beams}")
+        choice = Choice(temperature, top_k, top_p, generator, seed, stop)
+        if beams > 1 and choice != Choice(stop=stop):
+            raise ValueError("beam search draws nothing; leave out temperature, top_k, top_p, generator and seed")
+        step, caches, tokens = self._started(prompts, steps, choice)
+        if beams == 1:
+            return sampling.sample(step, tokens, steps, choice)
+
+        def reorder(rows: Tensor) -> None:
+            for cache in caches:
+                cache.select(rows)
+
+        return sampling.beam_search(step, reorder, tokens, steps, beams, choice.stops)
+
+    def stream(self, prompts: Prompts, steps: int, **options: Any) -> Iterator[Drawn]:
+        """As `generate`, with its options but beams, one token at a time: each with its log-probability."""
+        choice = Choice(**options)
+        step, _, tokens = self._started(prompts, steps, choice)
+        return sampling.stream(step, tokens, steps, choice)
+
+    def _started(self, prompts: Prompts, steps: int, choice: Choice) -> tuple[Step, list[KVCache], Tensor]:
+        """The model as a step with caches, the caches, and the prompts as one tensor on its device."""
+        if not isinstance(steps, int) or steps < 0:
+            raise ValueError(f"steps must be a whole number from 0, not {steps}")
+        choice.check_stops(self.embedding.num_embeddings)
+        rows = token_rows(prompts, self.embedding.num_embeddings)
+        self.check_length(max(map(len, rows)), steps)
+        tokens, padding = left_padded(rows)
+        caches = self.caches(padding)
+
+        def step(new: Tensor) -> Tensor:
+            logits: Tensor = self(new.unsqueeze(-1), caches=caches)[:, -1]
+            return logits
+
+        device = self.embedding.weight.device
+        return step, caches, tokens if device.type == "meta" else tokens.to(device)  # meta: offloaded between calls
 
 
 def token_rows(prompts: Any, vocabulary: int) -> list[Int[Tensor, " length"]]:
@@ -41,56 +139,3 @@ def left_padded(prompts: Sequence[Tensor]) -> tuple[Int[Tensor, "batch length"],
     padding = lengths.max() - lengths
     tokens = pad_sequence(list(prompts), batch_first=True, padding_side="left")
     return tokens, padding if bool(padding.any()) else None
-
-
-@torch.no_grad()
-def sample(
-    step: Callable[[Tensor], Tensor],
-    tokens: Int[Tensor, "batch length"],
-    steps: int,
-    *,
-    temperature: float = 1.0,
-    generator: torch.Generator | None = None,
-    stop: int | None = None,
-) -> Int[Tensor, "batch new"]:
-    """Up to `steps` tokens after these.
-
-    Args:
-        step: maps the tokens that it has not seen yet, (batch, new), to the logits of the next one, (batch, classes).
-        tokens: the prompts.
-        steps: the most tokens to generate.
-        temperature: logits are divided by it before the softmax; 0 takes the most likely token.
-        generator: of the draws.
-        stop: a token that ends a row, which is then filled with it; sampling ends when all rows have.
-    """
-    found = list(_samples(step, tokens, steps, temperature, generator, stop))
-    return torch.stack(found, 1) if found else tokens.new_empty(len(tokens), 0)
-
-
-def _samples(
-    step: Callable[[Tensor], Tensor],
-    tokens: Tensor,
-    steps: int,
-    temperature: float,
-    generator: torch.Generator | None,
-    stop: int | None,
-) -> Iterator[Tensor]:
-    stopped = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
-    for _ in range(steps):
-        new = _draw(step(tokens), temperature, generator)
-        if stop is not None:
-            new = new.masked_fill(stopped, stop)
-            stopped |= new == stop
-        yield new
-        if stop is not None and bool(stopped.all()):
-            return
-        tokens = new.unsqueeze(1)
-
-
-def _draw(
-    logits: Float[Tensor, "batch classes"], temperature: float, generator: torch.Generator | None
-) -> Int[Tensor, " batch"]:
-    """A token for each row from softmax(logits / temperature), or the most likely one."""
-    if temperature == 0:
-        return logits.argmax(-1)
-    return torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator).squeeze(-1)

@@ -17,13 +17,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from querykey import generation
 from querykey.attention.buffers import Cache
 from querykey.attention.cache import KVCache
 from querykey.attention.initial import initialise
 from querykey.attention.layer import SelfAttention
 from querykey.attention.sequence import Span
 from querykey.design import Design
+from querykey.generation import Generation
 from querykey.layout import Init, Weight
 from querykey.positions import Rotary
 
@@ -49,7 +49,7 @@ class Block(nn.Module):
         return x
 
 
-class Transformer(nn.Module):
+class Transformer(Generation):
     """A Transformer that maps a sequence of tokens to logits at each position.
 
     Args:
@@ -143,45 +143,25 @@ class Transformer(nn.Module):
         """An empty cache for each layer, for a batch whose rows begin with these numbers of padding positions."""
         return [KVCache(padding=padding) for _ in self.blocks]
 
-    def generate(
-        self,
-        prompts: Sequence[Sequence[int] | Tensor] | Tensor,
-        steps: int,
-        *,
-        temperature: float = 1.0,
-        generator: torch.Generator | None = None,
-        stop: int | None = None,
-    ) -> Int[Tensor, "batch new"]:
-        """Continue each prompt by `steps` tokens, each drawn from the model's distribution of the next one.
-
-        Prompts may have different lengths; rows are independent of one another. Dropout acts in training mode here too:
-        call `eval` first.
-
-        Args:
-            prompts: sequences of tokens, at least one token each.
-            steps: the most tokens to generate.
-            temperature: logits are divided by it before the softmax; 0 takes the most likely token.
-            generator: of the draws.
-            stop: a token that ends a row, which is then filled with it; generation ends when all rows have.
-
-        Returns:
-            The new tokens, (batch, at most steps).
+    def check_length(self, longest: int, steps: int) -> None:
+        """Raise unless this is a decoder that can continue prompts, the longest of this length, by so many tokens.
 
         Raises:
-            ValueError: if the model is an encoder, its classes are not its tokens, a prompt is empty or has other
-                tokens, or prompt and steps are more than the learned positions.
+            ValueError: with what prevents it.
         """
-        tokens, padding = generation.left_padded(self._checked(prompts, steps, temperature, stop))
-        caches = self.caches(padding)
-
-        def step(new: Tensor) -> Tensor:
-            logits: Tensor = self(new.unsqueeze(-1), caches=caches)[:, -1]
-            return logits
-
-        device = self.embedding.weight.device
-        if device.type != "meta":  # where the weights of an offloaded model are between calls
-            tokens = tokens.to(device)
-        return generation.sample(step, tokens, steps, temperature=temperature, generator=generator, stop=stop)
+        vocabulary, classes = self.embedding.num_embeddings, self.unembedding.out_features
+        if not self.attentions[0].causal:
+            raise ValueError(
+                "an encoder attends to later positions and cannot generate; make the model with causal=True"
+            )
+        if classes != vocabulary:
+            raise ValueError(
+                f"generated tokens are inputs, so the {classes} classes must be the {vocabulary} of the vocabulary"
+            )
+        if self.positions is not None and longest + steps - 1 > self.length:  # the last token is not read
+            raise ValueError(
+                f"the model has {self.length} learned positions; a prompt of {longest} and {steps} steps are too many"
+            )
 
     def _embed(self, inputs: Tensor, cache: Cache | None = None) -> Tensor:
         """The sum of each position's tokens, and its learned position, counted after the padding, if there are any."""
@@ -211,33 +191,6 @@ class Transformer(nn.Module):
                 f"the caches hold {', '.join(most)} and {last} positions, so an earlier step failed midway; "
                 f"take it back with crop({min(lengths)}) for each cache"
             )
-
-    def _checked(
-        self, prompts: Sequence[Sequence[int] | Tensor] | Tensor, steps: int, temperature: float, stop: int | None
-    ) -> list[Tensor]:
-        """The prompts, one tensor each, if the model can continue them."""
-        vocabulary, classes = self.embedding.num_embeddings, self.unembedding.out_features
-        if not self.attentions[0].causal:
-            raise ValueError(
-                "an encoder attends to later positions and cannot generate; make the model with causal=True"
-            )
-        if classes != vocabulary:
-            raise ValueError(
-                f"generated tokens are inputs, so the {classes} classes must be the {vocabulary} of the vocabulary"
-            )
-        if not isinstance(steps, int) or steps < 0 or not 0 <= temperature < float("inf"):
-            raise ValueError(
-                f"steps must be a whole number from 0, and the temperature 0 or more, not {steps} and {temperature}"
-            )
-        if stop is not None and not 0 <= stop < vocabulary:
-            raise ValueError(f"stop must be a token from 0 to {vocabulary - 1}, not {stop}")
-        rows = generation.token_rows(prompts, vocabulary)
-        longest = max(map(len, rows))
-        if self.positions is not None and longest + steps - 1 > self.length:  # the last token is not read
-            raise ValueError(
-                f"the model has {self.length} learned positions; a prompt of {longest} and {steps} steps are too many"
-            )
-        return rows
 
     @property
     def attentions(self) -> list[SelfAttention]:
