@@ -1,5 +1,7 @@
 """Shape annotations are checked while the tests run: jaxtyping with beartype over the whole package."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 from jaxtyping import config, install_import_hook
@@ -7,12 +9,26 @@ from jaxtyping import config, install_import_hook
 # An int is a float to Python's type checkers (PEP 484), and so here.
 install_import_hook("querykey", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
+from querykey.stats import bootstrap  # noqa: E402 - after the hook
+
 torch.set_num_threads(1)  # what is tested is small
+
+
+@contextmanager
+def _without_checks():
+    config.update("jaxtyping_disable", True)
+    try:
+        yield
+    finally:
+        config.update("jaxtyping_disable", False)
+
+
+# 500 resamples of a study's tests are very many small calls, each of which is checked in test_statistics.py.
+bootstrap.changed_findings = _without_checks()(bootstrap.changed_findings)
 
 
 @pytest.fixture
 def unchecked():
     """Without the checks: for what our own sentences must refuse, and for loops over very many small calls."""
-    config.update("jaxtyping_disable", True)
-    yield
-    config.update("jaxtyping_disable", False)
+    with _without_checks():
+        yield

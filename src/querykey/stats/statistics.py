@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
-from math import ceil, exp, inf, isfinite, log2, nan, sqrt
+from math import ceil, exp, fsum, inf, isfinite, log2, nan, sqrt
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -64,8 +64,13 @@ class Tested(NamedTuple):
 
 def mean_sd(x: Seeds) -> tuple[float, float]:
     """Mean and sample standard deviation, NaN where there are too few values; equal values have none exactly."""
-    sd = nan if len(x) < 2 else 0.0 if np.ptp(x) == 0 else float(x.std(ddof=1))
-    return float(x.mean()) if len(x) else nan, sd
+    values = x.tolist()  # of so few, Python sums faster than numpy
+    if not values:
+        return nan, nan
+    mean = fsum(values) / len(values)
+    if min(values) == max(values):
+        return values[0], 0.0 if len(values) > 1 else nan
+    return mean, sqrt(fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
 
 
 def differences(baseline: Seeds, design: Seeds) -> Float[np.ndarray, "pairs"]:
@@ -123,7 +128,7 @@ class SignFlips:
             return min(1.0, 2 * min(self.p(mean, "greater"), self.p(mean, "less")))
         sums = self.sums - mean * self.sizes
         ties = _TIES * np.abs(sums).max()
-        return float(np.mean(sums <= ties if alternative == "greater" else sums >= -ties))
+        return np.count_nonzero(sums <= ties if alternative == "greater" else sums >= -ties) / len(sums)
 
 
 def within_margin(d: Seeds, flips: SignFlips, margin: float) -> Tested:
