@@ -7,8 +7,8 @@ import random
 import signal
 import sqlite3
 import subprocess
-import sys
 import time
+from contextlib import contextmanager
 
 import pytest
 from rich.console import Console
@@ -36,6 +36,14 @@ def outcome(score, evaluations=2, rising=False, curve=None, **metrics):
     return Outcome("finished", {"test": score, "validation": score - 0.0625, **metrics}, curve, 1.25)
 
 
+@contextmanager
+def new_records(folder):
+    """Records to write made-up cells to; no cell waits for the disk."""
+    with Records(folder, create=True) as records:
+        records._database.execute("pragma synchronous = off")
+        yield records
+
+
 def keep(
     folder, scores, tasks=("cycle",), name="mine", question="", weights=False, match="width", curves=None, **cells
 ):
@@ -49,7 +57,7 @@ def keep(
     plan = Plan(name, tuple(map(Design.parse, designs)), tuple(choices), seeds, question, match)
     made = plan.make_tasks()
     declared = plan.cells(made)
-    with Records(folder, create=True) as records:
+    with new_records(folder) as records:
         records.keep_study(describe(plan, facts_of(plan, made, records.folder), declared))
         for cell in declared:
             design = str(cell.design)
@@ -103,13 +111,11 @@ def count(folder):
         return 0
 
 
-def killed_and_finished(plan, out, kills, seed, engine="local"):
-    """Run `querykey compare` and kill it at random moments, `kills` times; then let it finish.
+def killed(command, out, kills, seed):
+    """Run a command that writes records to `out` and kill it at random moments, `kills` times.
 
     Gives how often there was something to kill: on a fast machine the study may end before the last.
     """
-    command = [sys.executable, "-m", "querykey.cli", "compare", str(plan), "--out", str(out)]
-    command += ["--engine", engine, "--workers", "2"]
     moments, lived = random.Random(seed), 0
     for _ in range(kills):
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
@@ -123,7 +129,12 @@ def killed_and_finished(plan, out, kills, seed, engine="local"):
             os.killpg(process.pid, signal.SIGKILL)
             lived += 1
         process.wait()
+    return lived
+
+
+def finished(command, out):
+    """Run the command to its end; gives what it printed on stderr."""
     last = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert last.returncode == 0, last.stderr
     assert not list((out / "weights").glob("*.partial"))
-    return lived
+    return last.stderr

@@ -17,10 +17,9 @@ from querykey.study.compare import adjust, describe, facts_of
 from querykey.study.conclusions import judgements
 from querykey.study.config import PlanError
 from querykey.study.plan import from_mapping, load_plan
-from querykey.study.records import Records
 from querykey.study.report import read
 from querykey.study.training import Outcome
-from studied import printed
+from studied import new_records, printed
 
 TABLE = {
     "designs": ["q,k,v", "q=k,v"],
@@ -35,7 +34,7 @@ def keep(folder, plan, score):
     """Records of a plan with score(task, design, seed), None for a cell that has not been trained."""
     made = plan.make_tasks()
     cells = plan.cells(made)
-    with Records(folder, create=True) as records:
+    with new_records(folder) as records:
         records.keep_study(describe(plan, facts_of(plan, made, folder), cells))
         for cell in cells:
             found = score(cell.task.name, str(cell.design), cell.seed)
@@ -160,6 +159,7 @@ def test_a_clear_gap_is_never_turned_and_a_doubtful_one_often():
     )  # the same records, the same numbers
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_the_chance_agrees_with_fresh_seeds():
     """Against many studies with seeds that are truly fresh: the estimate is within a factor that eight seeds allow."""
     rng = np.random.default_rng(3)
@@ -274,7 +274,7 @@ def test_learning_rates_that_differ_are_told(tmp_path):
         else cell
         for cell in cells
     ]
-    with Records(tmp_path, create=True) as records:
+    with new_records(tmp_path) as records:
         records.keep_study(describe(plan, facts_of(plan, made, tmp_path), slower))
         for cell in slower:
             records.add(cell, Outcome("finished", {"test": 0.5, "validation": 0.5}, {}))

@@ -3,7 +3,6 @@
 import json
 import random
 import sqlite3
-import subprocess
 import sys
 import threading
 
@@ -16,7 +15,7 @@ from querykey.study import engines
 from querykey.study.plan import from_mapping
 from querykey.study.records import Records, RecordsError
 from querykey.study.training import Outcome
-from studied import killed_and_finished, lasting
+from studied import count, finished, killed, lasting
 
 TABLE = {
     "designs": ["q,k,v", "q=k,v"],
@@ -121,11 +120,16 @@ def test_cells_of_a_killed_worker_are_run_again(undisturbed, tmp_path):
     assert lasting(tmp_path) == undisturbed[1]
 
 
-def test_a_run_that_is_killed_at_any_moment_resumes(undisturbed, tmp_path):
-    plan = tmp_path / "small.toml"
+def test_a_script_without_a_guard_that_is_killed_resumes(undisturbed, tmp_path):
+    """One kill; ten, on both engines, are in test_kills.py. Workers must not import the script and begin it again."""
+    plan, script, out = tmp_path / "small.toml", tmp_path / "script.py", tmp_path / "out"
     plan.write_text(TOML)
-    assert killed_and_finished(plan, tmp_path / "out", kills=3, seed=7)  # ten, on both engines, in test_kills.py
-    assert lasting(tmp_path / "out") == undisturbed[1]
+    script.write_text(f"import querykey\nquerykey.compare({str(plan)!r}, out={str(out)!r}, workers=2)\n")
+    command = [sys.executable, str(script)]
+    assert killed(command, out, kills=1, seed=2)
+    assert 0 < count(out) < len(undisturbed[1])
+    assert finished(command, out) == ""
+    assert lasting(out) == undisturbed[1]
 
 
 def test_seeds_are_added_until_each_verdict_is_decided(tmp_path, monkeypatch):
@@ -173,16 +177,6 @@ def test_each_design_gets_the_learning_rate_that_is_best_on_validation(tmp_path,
     assert rates == best
     assert sorted(result.cells["seed"]) == [0, 0, 1, 1]
     assert len(lasting(tmp_path)) == 4 + 2 * 3 * 3  # the tuning's own seeds are kept too, and not reported
-
-
-def test_a_script_needs_no_guard_around_it(tmp_path):
-    """Workers that import the script that began the study would begin it again."""
-    plan, script = tmp_path / "small.toml", tmp_path / "script.py"
-    plan.write_text(TOML.replace("seeds = 6", "seeds = 1"))
-    script.write_text(f"import querykey\nresult = querykey.compare({str(plan)!r}, out={str(tmp_path / 'out')!r})\n")
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert len(lasting(tmp_path / "out")) == 4
 
 
 def test_two_runs_do_not_write_to_one_folder_at_once(tmp_path):

@@ -1,6 +1,7 @@
 """Ten kills at random moments, of workers and of the driver, on each engine: nothing lost, nothing twice."""
 
 import random
+import sys
 import threading
 
 import psutil
@@ -8,7 +9,7 @@ import pytest
 
 import querykey
 from querykey.study.plan import load_plan
-from studied import killed_and_finished, lasting
+from studied import finished, killed, lasting
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -87,5 +88,8 @@ def test_workers_killed_at_random_moments(engine, plan, undisturbed, tmp_path):
 @pytest.mark.parametrize("engine", ["local", "ray"])
 def test_the_driver_killed_at_random_moments(engine, plan, undisturbed, tmp_path):
     out = tmp_path / "out"
-    assert killed_and_finished(plan, out, KILLS, seed=5, engine=engine) >= 3
+    command = [sys.executable, "-m", "querykey.cli", "compare", str(plan), "--out", str(out)]
+    command += ["--engine", engine, "--workers", "2"]
+    assert killed(command, out, KILLS, seed=5) >= 3
+    finished(command, out)
     assert lasting(out) == undisturbed

@@ -139,6 +139,7 @@ class TestVerdict:
 
     @settings(max_examples=12, deadline=None)
     @given(st.lists(st.floats(0.1, 10), min_size=6, max_size=6))
+    @pytest.mark.usefixtures("unchecked")
     def test_symmetric_noise_of_any_shape_misleads_in_at_most_two_of_64_sign_patterns(self, sizes: list[float]) -> None:
         zeros = dict.fromkeys(range(6), 0.0)
         misled = 0
@@ -293,6 +294,7 @@ def not_above(share: float, bound: float, draws: int) -> bool:
     return bool(binomtest(round(share * draws), draws, bound, alternative="greater").pvalue > 0.01)
 
 
+@pytest.mark.usefixtures("unchecked")
 class TestSimulations:
     """Small ones; the large ones and their record are studies/simulations.py and studies/results."""
 
