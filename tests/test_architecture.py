@@ -91,10 +91,13 @@ def test_importing_querykey_loads_torch_and_jaxtyping_only():
 
 
 def test_without_an_extra_the_error_names_it():
-    script = "import sys; sys.modules['pandas'] = None; import querykey; querykey.compare"
+    script = (
+        "import sys; sys.modules['pandas'] = None; import querykey; from querykey.cli import main\n"
+        "try: querykey.compare\n"
+        "except ImportError as error: print(error)\n"
+        "sys.exit(main(['compare']))"
+    )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert "this needs pandas, which is not installed; it comes with: pip install 'querykey[study]'" in done.stderr
-    script = "import sys; sys.modules['pandas'] = None; from querykey.cli import main; sys.exit(main(['compare']))"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert "this needs pandas, which is not installed; it comes with: pip install 'querykey[study]'" in done.stdout
     assert done.returncode == 2
     assert done.stderr.startswith("querykey: this needs pandas")

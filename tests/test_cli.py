@@ -206,7 +206,8 @@ def test_a_full_disk_gets_a_sentence(tmp_path):
     assert "cannot be written" in done.stderr or "cannot be used" in done.stderr
 
 
-def test_compare_prints_tables_a_report_and_an_answer(tmp_path):
+def test_compare_prints_tables_a_report_and_an_answer(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")  # as without a terminal
     done = querykey("compare", "--tasks", "cycle", "--designs", "q,k,v", "q=k,v", *TINY, "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert "cells: 4 of 4" in done.stderr
@@ -214,19 +215,20 @@ def test_compare_prints_tables_a_report_and_an_answer(tmp_path):
     assert "6" in done.stdout  # how many would do
     assert (tmp_path / "report.html").read_text().startswith("<!doctype html>")
     for kind in ("table", "csv", "json", "html"):
-        again = querykey("report", str(tmp_path), "--format", kind)
-        assert again.returncode == 0, again.stderr
+        assert main(["report", str(tmp_path), "--format", kind]) == 0
+        again = capsys.readouterr().out
         if kind == "csv":
-            rows = list(csv.DictReader(io.StringIO(again.stdout)))
+            rows = list(csv.DictReader(io.StringIO(again)))
             assert [row["design"] for row in rows] == ["q,k,v", "q=k,v"] * 2
         if kind == "json":
-            command = json.loads(again.stdout)["study"]["command"]
+            command = json.loads(again)["study"]["command"]
         if kind == "html":
-            assert again.stdout == (tmp_path / "report.html").read_text()
-            assert command in unescape(again.stdout)
-    same = querykey(*shlex.split(command)[1:])
-    assert same.stdout == done.stdout
-    assert "all 4 cells had been trained before" in same.stderr
+            assert again == (tmp_path / "report.html").read_text()
+            assert command in unescape(again)
+    assert main(shlex.split(command)[1:]) == 0
+    same = capsys.readouterr()
+    assert same.out == done.stdout
+    assert "all 4 cells had been trained before" in same.err
 
 
 def test_cost_in_all_formats(capsys):
