@@ -52,6 +52,7 @@ WRONG = [
     ("compare --tasks text --text no/such/file", "there is no text at no/such/file"),
     ("compare --tasks text --text no/such/*.txt", "matches nothing"),
     ("compare --tasks text --text {empty}", "holds no files"),
+    ("compare --tasks text --text {paper.pdf}", "is no text but a PDF; extract its text first"),
     ("compare --tasks text --tokenizer no.json", "the tokenizer no.json cannot be read"),
     ("compare --tasks cycle --text README.md", "no task reads text: cycle"),
     ("compare --seeds 0", "seeds must be at least 1, not 0"),
@@ -84,6 +85,7 @@ WRONG = [
     ("inspect", "the following arguments are required: CHECKPOINT"),
     ("inspect {empty}", "holds no weights"),
     ("inspect a b c", "not 3"),
+    ("inspect ./no/such", "there is no file or folder at './no/such'"),
     ("inspect {empty} --per haed", "unknown value 'haed' (did you mean 'head'?)"),
     ("inspect {empty} --out {file}", "is a file, expected a folder"),
     ("inspect {empty} --text no/such/file", "there is no text at no/such/file"),
@@ -94,8 +96,12 @@ WRONG = [
     ("convert {empty}", "add --out DIR, or --dry-run"),
     ("convert {empty} --dry-run", "add --evaluate TEXT"),
     ("convert {empty} --out {empty}/new --cache 2", "more than 0 and at most 1, not 2"),
+    ("convert model.gguf --out {empty}/new", "there is no file or folder at 'model.gguf'"),
     ("explore {empty}", "holds no weights"),
-    ("explore cycle --port http", "expected a whole number, not 'http'"),
+    ("explore cyle", "there is no model 'cyle' (did you mean 'cycle'?)"),
+    ("explore ./cycle", "there is no file or folder at './cycle'"),
+    ("explore cycle --port 99999999", "expected a port from 0 to 65,535, not '99999999'"),
+    ("explore cycle --port http", "expected a port from 0 to 65,535, not 'http'"),
     ("explore cycle --export {empty}", "is a folder, expected a file"),
     ("explore cycle --export {file}/page.html", "cannot be written"),
 ]
@@ -106,10 +112,11 @@ def places(tmp_path, monkeypatch):
     """Paths by name, and long work that fails where it begins."""
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("a few words\n")
+    (tmp_path / "paper.pdf").write_bytes(b"%PDF-1.7\n" + bytes(range(256)))
     (tmp_path / "bad.toml").write_text("seeds = [")
     for work in ("study.engines.run_local", "bench.bench.interleave", "explorer.builtin.train"):
         monkeypatch.setattr(f"querykey.{work}", lambda *given, **named: pytest.fail("work has begun"))
-    return {name: str(tmp_path / name) for name in ("empty", "file", "bad.toml")}
+    return {name: str(tmp_path / name) for name in ("empty", "file", "paper.pdf", "bad.toml")}
 
 
 def filled(text, places):
@@ -131,12 +138,18 @@ def test_a_wrong_input_gets_one_sentence_before_any_work(capsys, tmp_path, place
     assert not (tmp_path / "out" / "weights").exists()
 
 
+def light_enough(said):
+    return any(word in said for word in ("expected", "no model", "folder at")) or (
+        "unknown" in said and "task" not in said
+    )
+
+
 def test_arguments_are_checked_without_torch(tmp_path):
     """In a process where torch cannot be imported: what is checked there is answered at once."""
     script = "import sys; sys.modules['torch'] = None; from querykey.cli import main; sys.exit(main(sys.argv[1:]))"
     (tmp_path / "file").touch()
-    light = [words for words, said in WRONG if ("unknown" in said and "task" not in said) or "expected" in said]
-    assert len(light) > 15
+    light = [words for words, said in WRONG if light_enough(said)]
+    assert len(light) > 20
     for words in light:
         given = filled(words, {"file": str(tmp_path / "file"), "empty": str(tmp_path)})
         done = subprocess.run([sys.executable, "-c", script, *given], capture_output=True, text=True)
@@ -207,28 +220,36 @@ def test_a_full_disk_gets_a_sentence(tmp_path):
 
 
 def test_compare_prints_tables_a_report_and_an_answer(tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "80")  # as without a terminal
-    done = querykey("compare", "--tasks", "cycle", "--designs", "q,k,v", "q=k,v", *TINY, "--out", str(tmp_path))
-    assert done.returncode == 0, done.stderr
-    assert "cells: 4 of 4" in done.stderr
-    assert "too few seeds" in done.stdout
-    assert "6" in done.stdout  # how many would do
-    assert (tmp_path / "report.html").read_text().startswith("<!doctype html>")
-    for kind in ("table", "csv", "json", "html"):
-        assert main(["report", str(tmp_path), "--format", kind]) == 0
-        again = capsys.readouterr().out
-        if kind == "csv":
-            rows = list(csv.DictReader(io.StringIO(again)))
-            assert [row["design"] for row in rows] == ["q,k,v", "q=k,v"] * 2
-        if kind == "json":
-            command = json.loads(again)["study"]["command"]
-        if kind == "html":
-            assert again == (tmp_path / "report.html").read_text()
-            assert command in unescape(again)
-    assert main(shlex.split(command)[1:]) == 0
-    same = capsys.readouterr()
-    assert same.out == done.stdout
-    assert "all 4 cells had been trained before" in same.err
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def said(*words):
+        assert main(words) == 0
+        return capsys.readouterr()
+
+    asked = ["compare", "--tasks", "cycle", "swap", "--designs", "q,k,v", "q=k,v", *TINY, "--out", str(tmp_path)]
+    first = said(*asked)
+    assert "cells: 8 of 8" in first.err
+    assert "too few seeds" in first.out
+    assert "6" in first.out  # how many would do
+    page = (tmp_path / "report.html").read_text()
+    rows = list(csv.DictReader(io.StringIO(said("report", str(tmp_path), "--format", "csv").out)))
+    assert [row["design"] for row in rows] == ["q,k,v", "q=k,v"] * 4
+    assert said("report", str(tmp_path), "--format", "html").out == page
+    command = json.loads(said("report", str(tmp_path), "--format", "json").out)["study"]["command"]
+    assert command in unescape(page)
+    same = said(*shlex.split(command)[1:])
+    assert same.out == first.out
+    assert "all 8 cells had been trained before" in same.err
+    assert said("report", str(tmp_path)).out in first.out
+
+    part = said(*asked[:2], *asked[3:])  # without cycle
+    assert "cycle" not in part.out
+    assert (tmp_path / "report.html").read_text() == page
+    assert "swap" in (tmp_path / "report-part.html").read_text()
+    assert said("report", str(tmp_path), "--format", "html").out == page
+    said(*asked, "--lr", "0.02")
+    assert (tmp_path / "report-1.html").read_text() == page
+    assert (tmp_path / "report.html").read_text() != page
 
 
 def test_cost_in_all_formats(capsys):

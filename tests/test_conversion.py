@@ -457,7 +457,7 @@ WRONG = [
     ("{mla} --out {new}", "from a latent already"),
     ("{converted} --out {new}", "shares its projections already (q,k=v+latent="),
     ("{full} --out {new}", "cannot be opened"),
-    ("no/such/model --out {new}", "cannot be opened"),
+    ("no/such/model --out {new}", "no file or folder at"),
 ]
 
 

@@ -111,11 +111,6 @@ class TestTokenizer:
         one, same = (Text.read(folder / "*.txt", length=5, tokenizer=path) for path in (tokenizer_file, copy))
         assert one.data_hash == same.data_hash
 
-    def test_bytes_that_are_no_text_are_read_all_the_same(self, tmp_path: Path, tokenizer_file: Path) -> None:
-        (tmp_path / "binary").write_bytes(bytes(range(256)) * 20)
-        task = Text.read(tmp_path / "binary", length=5, tokenizer=tokenizer_file)
-        assert sum(getattr(task.corpus, split).size for split in SPLITS) == 256 * 20
-
     def test_tiny_documents_leave_no_empty_parts(self, tokenizer_file: Path) -> None:
         corpus = Corpus.from_documents([b"ab", b"c", prose(0).encode()], "tiny", Tokenizer.read(tokenizer_file))
         assert all(document for split in SPLITS for document in documents_of(corpus, split))

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from explored import causal_subject, needed, offered, served
 from querykey.bilinear import argmax_cycles
+from querykey.checkpoint.files import minilm
 from querykey.cli import main
 from querykey.design import Design
 from querykey.explorer import builtin
@@ -55,7 +56,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Offer
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("QUERYKEY_CACHE", str(tmp_path_factory.mktemp("cache")))
         found = offered(cycle=offers("cycle")["cycle"].open(), causal=causal_subject())
-        if builtin.minilm():
+        if minilm():
             found |= offered(minilm=offers("minilm")["minilm"].open())
         yield found
 

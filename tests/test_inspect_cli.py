@@ -235,8 +235,8 @@ def test_a_damaged_checkpoint_gets_one_sentence(
         (None, "there is no text at"),
         (b"", "holds no text"),
         (b" \n", "holds no text"),
-        ("Gr\u00fc\u00dfe".encode("latin-1"), "is not text in UTF-8 (byte 2 is 0xfc); convert it"),
-        (WORDS.encode("utf-16"), "is not text in UTF-8 (byte 0 is 0xff)"),
+        ("Gr\u00fc\u00dfe".encode("latin-1"), "is not text in UTF-8, and its encoding is not clear; convert it"),
+        (b"%PDF-1.7", "is no text but a PDF"),
         (b"Too short.", "the text is too short: it has 3 tokens, and at least 32"),
     ],
 )

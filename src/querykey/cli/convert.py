@@ -7,8 +7,9 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from querykey.cli.options import add_command, output_folder, real_number, whole_number
+from querykey.cli.options import add_command, output_folder, reading, real_number, whole_number
 from querykey.extras import load, needs
+from querykey.spelling import existing_or_repository
 
 if TYPE_CHECKING:
     from querykey.conversion.convert import Conversion, Fitted
@@ -27,7 +28,12 @@ def add_to(commands: Any) -> None:
     """The command and its options."""
     about = "halve the KV cache of a trained model: keys and values from one latent, fitted in closed form"
     parser = add_command(commands, "convert", about, _run, EXAMPLES, STOPPED)
-    parser.add_argument("model", metavar="MODEL", help="a folder, a repository on the Hub, or a GGUF file")
+    parser.add_argument(
+        "model",
+        type=reading(existing_or_repository),
+        metavar="MODEL",
+        help="a folder, a repository on the Hub, or a GGUF file",
+    )
     parser.add_argument("--out", type=output_folder, metavar="DIR", help="a new folder for model and report")
     parser.add_argument(
         "--share", choices=("kv", "qk", "qkv"), default="kv", help="the roles that read one latent (default: kv)"

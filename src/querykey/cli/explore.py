@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from querykey.cli.options import add_command, output_file, whole_number
+from querykey.cli.options import add_command, output_file, reading
+from querykey.explorer.names import known_or_elsewhere
 from querykey.extras import needs
 
 EXAMPLES = {
@@ -13,6 +14,8 @@ EXAMPLES = {
     "querykey explore ./model --text 'The cat sat.'": "a checkpoint of yours",
     "querykey explore runs/why --export page.html": "a run of compare as one file",
 }
+
+MOST_PORT = 65_535
 
 
 def add_to(commands: Any) -> None:
@@ -22,13 +25,14 @@ def add_to(commands: Any) -> None:
     parser.add_argument(
         "model",
         nargs="?",
+        type=reading(known_or_elsewhere),
         metavar="MODEL",
         help="a run of compare, a checkpoint folder, a repository on the Hub, or cycle, cycle-tied, bytes, minilm "
         "(default: cycle, a small model that is trained on first use)",
     )
     parser.add_argument("--text", metavar="TEXT", help="what to show first")
     parser.add_argument(
-        "--port", type=whole_number, default=8420, metavar="N", help="or the next free one (default: 8420)"
+        "--port", type=reading(_port), default=8420, metavar="N", help="or the next free one (default: 8420)"
     )
     parser.add_argument(
         "--export", type=output_file, metavar="FILE.html", help="write the page as one file that needs no network"
@@ -36,6 +40,12 @@ def add_to(commands: Any) -> None:
     parser.add_argument("--no-browser", action="store_true", help="print the address, open nothing")
     parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit of a repository")
     parser.add_argument("--trust-remote-code", action="store_true", help="run the code that a checkpoint brings")
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) > MOST_PORT:
+        raise ValueError(f"expected a port from 0 to {MOST_PORT:,}, not {text!r}")
+    return int(text)
 
 
 def _run(chosen: argparse.Namespace) -> int:

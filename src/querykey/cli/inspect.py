@@ -6,8 +6,9 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
-from querykey.cli.options import add_command, add_format, output_folder, whole_number
+from querykey.cli.options import add_command, add_format, output_folder, reading, whole_number
 from querykey.extras import load, needs
+from querykey.spelling import existing_or_repository
 
 if TYPE_CHECKING:
     from querykey.inspection.inspect import Inspection
@@ -25,7 +26,11 @@ def add_to(commands: Any) -> None:
     about = "what the heads of a trained checkpoint do with their query and key weights"
     parser = add_command(commands, "inspect", about, _run, EXAMPLES, "stopped; nothing was written")
     parser.add_argument(
-        "checkpoints", nargs="+", metavar="CHECKPOINT", help="a folder, or a repository on the Hub; two are compared"
+        "checkpoints",
+        nargs="+",
+        type=reading(existing_or_repository),
+        metavar="CHECKPOINT",
+        help="a folder, a repository on the Hub, or minilm; two are compared",
     )
     parser.add_argument("--per", choices=("layer", "head"), default="layer", help="a row per layer (default) or head")
     add_format(parser, *FORMATS)

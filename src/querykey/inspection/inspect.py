@@ -78,7 +78,7 @@ def inspect(
     Args:
         path: a folder with config.json and safetensors or pytorch_model.bin, or a repository on the Hub, of which only
             the bytes that are needed are read.
-        text: a file of text in UTF-8 for the model to read; adds columns on how heads behave and what sharing costs.
+        text: a file of text for the model to read; adds columns on how heads behave and what sharing costs.
         calibrate: another file of text, to fit shared heads to; without it, the first half of `text` is for that, and
             only the second half is measured on.
         forecast: with a text, replace all heads at once ("all"), also layer by layer or head by head, which takes
@@ -100,7 +100,7 @@ def inspect(
 
     Raises:
         ValueError: for a checkpoint that is damaged, unknown, or has no head that can be followed; for a text that is
-            not there, not in UTF-8, or too short.
+            not there, no text, or too short.
         MissingExtra: where the extra ``inspect`` is not installed.
     """
     found = examine(

@@ -11,23 +11,18 @@ from jaxtyping import Int
 from torch import Tensor
 
 from querykey.models.huggingface import HuggingFaceModel
+from querykey.tasks.encoding import as_utf8
 
 CHARACTERS = 8  # read for each token that is wanted, of texts that are far longer
 SHORTEST = 16  # tokens of a piece
 
 
 def read_text(path: str | Path) -> str:
-    """The text of a file in UTF-8. Raises ValueError for another encoding and for a file without text."""
+    """The text of a file, whose encoding is detected. Raises ValueError if it is no text or holds none."""
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"there is no text at {path}; give a file of plain text")
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path} is not text in UTF-8 (byte {error.start} is {error.object[error.start]:#04x}); "
-            "convert it, for example with iconv -t UTF-8"
-        ) from None
+    text = as_utf8(path.read_bytes(), str(path)).decode("utf-8-sig", "ignore")
     if not text.strip():
         raise ValueError(f"{path} holds no text")
     return text

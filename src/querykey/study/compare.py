@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from querykey.study.training import Outcome
 from querykey.study.yardsticks import yardsticks
 from querykey.tasks import MARGINS, Task, options_of
 
+_LOG = logging.getLogger("querykey")
 Run = Callable[[Sequence[engines.Work]], Iterator[tuple[Cell, Outcome]]]
 
 
@@ -65,8 +67,8 @@ def compare(plan: str | Path | Plan = "why", *, watch: Watch | None = None, **op
         facts = facts_of(asked, tasks, records.folder)
         command = "" if isinstance(plan, Plan) else command_line(plan, options)
         training = _Training(asked, facts, records, _engine(chosen, device), watch, command)
-        training.grow(training.tuned(asked.cells(tasks, device)), chosen.seeds == "auto")
-        return report.read(records.folder)
+        study = training.grow(training.tuned(asked.cells(tasks, device)), chosen.seeds == "auto")
+        return report.read(records.folder, study)
 
 
 def adjust(plan: Plan, **changes: Any) -> Plan:
@@ -149,19 +151,40 @@ class _Training:
         chosen = tuning.best_rates(tried, self.records.cells([cell.key for cell in tried]), higher)
         return [tuning.with_rate(cell, chosen[_id(cell)]) for cell in cells]
 
-    def grow(self, cells: list[Cell], growing: bool) -> None:
-        """Train all seeds at once or, if `growing`, from look to look until every verdict is decided."""
+    def grow(self, cells: list[Cell], growing: bool) -> Study:
+        """Train all seeds at once or, if `growing`, from look to look until every verdict is decided.
+
+        A part of the study that the folder keeps leaves that study, and its report, as they are.
+        """
         looks = SeedSchedule.within(self.plan.seeds).looks if growing else (self.plan.seeds,)
+        part = self._is_part(cells)
         wanted: list[Cell] = []
+        still: set[tuple[str, str]] | None = None
         for before, look in pairwise((0, *looks)):
-            still = self._undecided() if before else None
             wanted += [cell for cell in cells if before <= cell.seed < look and (still is None or _id(cell) in still)]
             study = describe(dataclasses.replace(self.plan, seeds=look), self.facts, wanted)
             study = dataclasses.replace(study, looks=list(looks) if growing else [], command=self.command)
-            self.records.keep_study(study)
+            if not part:
+                self.records.keep_study(study)
             self._train(study, wanted)
-            if growing and not self._undecided():
-                return
+            if growing and not (still := self._undecided(study)):
+                break
+        return study
+
+    def _is_part(self, cells: Sequence[Cell]) -> bool:
+        """Whether the folder keeps a study with all these cells and more. The report of a third study is renamed."""
+        if not self.records.asked():
+            return False
+        last, keys = self.records.last_study(), {cell.key for cell in cells}
+        if last.contains(keys):
+            _LOG.warning("%s keeps a larger study, of which this is a part", self.records.folder)
+            return True
+        path = self.records.folder / "report.html"
+        if path.exists() and not {cell.key for cell in last.cells} <= keys:
+            free = next(one for n in count(1) if not (one := path.with_name(f"report-{n}.html")).exists())
+            path.rename(free)
+            _LOG.warning("the report of the study that was here before is now %s", free)
+        return False
 
     def _train(self, study: Study, cells: Sequence[Cell]) -> None:
         """Train the cells that the records lack."""
@@ -175,9 +198,9 @@ class _Training:
             if self.watch is not None:
                 self.watch(Progress(study, done, len(wanted), cell, outcome))
 
-    def _undecided(self) -> set[tuple[str, str]]:
+    def _undecided(self, study: Study) -> set[tuple[str, str]]:
         """The (task, design) pairs without a verdict yet, with the baseline of each of their tasks."""
-        found = report.read(self.records.folder)
+        found = report.read(self.records.folder, study)
         still = {(one.task, one.design) for one in found.comparisons if not one.decided}
         return still | {(task, found.study.designs[0]) for task, _ in still}
 

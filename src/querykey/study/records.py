@@ -9,7 +9,7 @@ import json
 import platform
 import sqlite3
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -75,6 +75,10 @@ class Study:
     def designs_of(self, task: str) -> list[str]:
         """The designs that are tried on a task, the baseline first."""
         return list(self.tasks[task].get("designs", self.designs))
+
+    def contains(self, keys: Iterable[str]) -> bool:
+        """Whether it has all these cells and more."""
+        return {cell.key for cell in self.cells} > set(keys)
 
 
 class Records:
@@ -145,6 +149,11 @@ class Records:
         row = (study.name, json.dumps(asdict(study)), _now())
         with self._failing_in_words():
             self._database.execute("insert into studies (name, study, asked_at) values (?, ?, ?)", row)
+
+    def asked(self) -> bool:
+        """Whether any study was."""
+        with self._failing_in_words():
+            return self._database.execute("select 1 from studies limit 1").fetchone() is not None
 
     def last_study(self) -> Study:
         """The study that was asked last.

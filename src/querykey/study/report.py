@@ -28,6 +28,7 @@ from querykey.study.answer import NUMBERED, answer, headline, on_designs
 from querykey.study.claims import Judgement
 from querykey.study.conclusions import judgements
 from querykey.study.page import as_html
+from querykey.study.records import Records, Study
 from querykey.study.result import Result
 from querykey.study.result import read as read_result
 
@@ -78,8 +79,13 @@ class Report(Result):
         return json.dumps(_strict(parts), allow_nan=False, ensure_ascii=False) + "\n"
 
     def write_html(self, language: Language = "en") -> Path:
-        """Write the page as ``report.html`` beside the records; whole or not at all."""
-        path = self.folder / "report.html"
+        """Write the page as ``report.html`` beside the records, whole or not at all.
+
+        The report of a part of the study that the folder keeps is ``report-part.html``.
+        """
+        with Records(self.folder) as records:
+            part = records.last_study().contains(cell.key for cell in self.study.cells)
+        path = self.folder / ("report-part.html" if part else "report.html")
         with write_atomically(path) as partial:
             partial.write_text(self.html(language), encoding="utf-8")
         return path
@@ -137,13 +143,13 @@ class Terminal:
         yield ""
 
 
-def read(folder: str | Path) -> Report:
-    """The report of the study that was run last under a folder.
+def read(folder: str | Path, study: Study | None = None) -> Report:
+    """The report of a study, by default of the one that was run last under the folder.
 
     Raises:
         RecordsError: if there is none.
     """
-    found = read_result(folder)
+    found = read_result(folder, study)
     return Report(found.study, found.records, found.folder, found.rule)
 
 

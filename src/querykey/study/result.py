@@ -253,14 +253,14 @@ class Result:
         return Arms(baseline, self.scores(task, design), self.higher_is_better(task), self.margins[task])
 
 
-def read(folder: str | Path) -> Result:
-    """The result of the study that was run last under a folder.
+def read(folder: str | Path, study: Study | None = None) -> Result:
+    """The result of a study, by default of the one that was run last under the folder.
 
     Raises:
         RecordsError: if there is none.
     """
     with Records(folder) as records:
-        study = records.last_study()
+        study = study or records.last_study()
         there = records.finished()
         declared = [cell for cell in study.cells if cell.key in there]
         # a plan may have one cell under two names

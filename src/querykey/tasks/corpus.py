@@ -73,14 +73,14 @@ class Corpus:
         limit: int = 64_000_000,
         tokenizer: Tokenizer | None = None,
     ) -> Corpus:
-        """Files of any bytes, folders (all that is in them but hidden files), globs, and data sets.
+        """Files of text, folders (all that is in them but hidden files), globs, and data sets.
 
         A data set is "hf:NAME" or "hf:NAME:CONFIG" on the Hugging Face hub, or "hf:FOLDER" where it was saved on
         disk; its rows, of all its splits, are the documents. At most `limit` bytes are taken, files in the order of
         a hash of their names.
 
         Raises:
-            ValueError: if there is no text at a path, or it cannot be read, or is empty.
+            ValueError: if there is no text at a path, or it cannot be read, is empty, or is no text.
             MissingExtra: for a data set, if `datasets` is not installed.
         """
         check_size("text", "limit", limit, least=1)

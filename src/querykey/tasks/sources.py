@@ -1,6 +1,6 @@
 """Where text comes from: files, folders and globs, Python's own sources, and Hugging Face data sets.
 
-Each gives its documents one after another, as bytes, so that no more is read than is wanted.
+Each gives its documents one after another, as bytes in UTF-8, so that no more is read than is wanted.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from querykey.extras import needs
+from querykey.tasks.encoding import as_utf8
 
 DATA_SET = "hf:"
 STRINGS = ("string", "large_string")  # the types of a column of text
@@ -38,7 +39,10 @@ def read(paths: Sequence[str | os.PathLike[str]], limit: int) -> tuple[list[byte
     """Up to `limit` bytes of files, folders, globs and data sets ("hf:NAME" or "hf:NAME:CONFIG"), and what they are.
 
     A file is a document, and so is a row of a data set. Files are read in the order of a hash of their names, rows
-    in their own.
+    in their own. Files in another encoding become UTF-8.
+
+    Raises:
+        ValueError: if there is nothing at a path, it cannot be read, or a file is no text.
     """
     given = [os.fspath(path) for path in paths]
     if not given:
@@ -100,7 +104,7 @@ def _files(files: dict[str, str], limit: int) -> Iterator[bytes]:
         except OSError as error:
             error.filename = path  # of a failure after opening, the system does not say it
             _refuse(error)
-        yield document
+        yield as_utf8(document, path)
 
 
 def _refuse(error: OSError) -> NoReturn:
