@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 
 import querykey
@@ -21,6 +21,7 @@ from querykey.inspection import tables
 from querykey.inspection.inspect import examine
 from querykey.inspection.names import layer_names
 from querykey.inspection.summary import closer_to_shared, on_sharing
+from querykey.transformer import Transformer
 
 RATIOS = ("symmetry", "tied_share", "negative_share", "signed_share")
 
@@ -321,3 +322,31 @@ def test_architectures_that_cannot_be_followed_are_refused_by_name(kind: str, tm
     (tmp_path / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
     with pytest.raises(CheckpointError, match=f"type '{kind}'"):
         querykey.inspect(tmp_path)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_model_in_memory_equals_its_checkpoint_and_does_not_change(tmp_path: Path) -> None:
+    model = tiny_model("gemma3").float()
+    model.save_pretrained(tmp_path)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    stored, found = querykey.inspect(tmp_path), querykey.inspect(model)
+    numbers = stored.select_dtypes("number")
+    assert found[numbers.columns].to_numpy() == pytest.approx(numbers.to_numpy(), abs=1e-7, nan_ok=True)
+    assert model.config._attn_implementation == "eager"
+    assert all(tensor.equal(before[name]) for name, tensor in model.state_dict().items())
+    with pytest.raises(ValueError, match="has no tokenizer"):
+        querykey.inspect(model, text=tmp_path / "text.txt")
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_modules_of_torch_and_our_own_are_inspected_with_an_example_of_their_inputs() -> None:
+    layer = nn.TransformerEncoderLayer(48, 6, 56, batch_first=True, dtype=torch.float64)
+    encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+    heads = querykey.inspect(encoder, inputs={"src": torch.zeros(1, 5, 48)})
+    own = Transformer(61, 61, 16, dim=48, heads=6, layers=2, design="q=k,v")
+    tied = querykey.inspect(own, inputs={"inputs": torch.zeros(1, 5, 1, dtype=torch.long)})
+    assert heads["layer"].tolist() == tied["layer"].tolist() == [0] * 6 + [1] * 6
+    W_Q, W_K, _ = (W[8:16] for W in encoder.layers[1].self_attn.in_proj_weight.detach().chunk(3))
+    for name, value in dense(W_Q.T, W_K.T).items():
+        assert heads.query("layer == 1 and head == 1")[name].item() == pytest.approx(value), name
+    assert tied["tied_share"].to_numpy() == pytest.approx(1, abs=1e-5)

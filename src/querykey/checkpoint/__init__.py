@@ -11,4 +11,5 @@ from querykey.checkpoint.probe import probe as probe
 from querykey.checkpoint.reading import Checkpoint as Checkpoint
 from querykey.checkpoint.reading import LayerWeights as LayerWeights
 from querykey.checkpoint.reading import open_checkpoint as open_checkpoint
+from querykey.checkpoint.reading import open_module as open_module
 from querykey.checkpoint.rotation import rotate as rotate

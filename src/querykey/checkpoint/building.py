@@ -67,6 +67,27 @@ def _shrink(config: Any) -> bool:
     return changed
 
 
+def without_content(model: nn.Module) -> nn.Module:
+    """A copy of a model in memory, in float64 and in evaluation mode, whose parameters have no content.
+
+    To be run within `implementations`, if it is a model of transformers.
+    """
+    memo: dict[int, Any] = {}
+    for parameter in model.parameters():
+        meta = parameter.detach().to("meta", torch.float64 if parameter.is_floating_point() else None)
+        memo[id(parameter)] = nn.Parameter(meta, requires_grad=False)
+    copy: nn.Module = deepcopy(model, memo)
+    for module in copy.modules():
+        module._forward_hooks.clear()
+        module._forward_pre_hooks.clear()
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = buffer.cpu().double() if buffer.is_floating_point() else buffer.cpu()
+    if hasattr(copy, "set_attn_implementation"):
+        copy.set_attn_implementation(NAME)
+    return copy.eval()
+
+
 @contextmanager
 def implementations(attention: Callable[..., Any]) -> Iterator[None]:
     """Make `attention` the attention implementation `NAME` of transformers, with its eager masks, and skip experts."""

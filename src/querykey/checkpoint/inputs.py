@@ -39,6 +39,14 @@ def inputs_of(module: nn.Module, *, optional: bool) -> dict[str, Any]:
     return found
 
 
+def examples(value: Any) -> Any:
+    """The first example of a tensor for each probe, in float64; other values as they are."""
+    if not isinstance(value, Tensor):
+        return value
+    first = value[:1].detach().cpu()
+    return (first.double() if first.is_floating_point() else first).repeat(PROBES, *[1] * (value.dim() - 1))
+
+
 def look_up(config: Any, *names: str, default: Any = None) -> Any:
     """The first of these attributes that `config` or a configuration inside it has."""
     for one in every_config(config) if config is not None else ():

@@ -16,11 +16,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from querykey.checkpoint.building import NAME, build, implementations, smaller
+from querykey.checkpoint.building import NAME, build, implementations, smaller, without_content
 from querykey.checkpoint.emission import PROBES, Emission, Emitter, Unknown
 from querykey.checkpoint.files import first_line
 from querykey.checkpoint.headmap import CheckpointError, HeadMap, ModelMap, Norm, Positions, Projection, Rotary
-from querykey.checkpoint.inputs import inputs_of
+from querykey.checkpoint.inputs import examples, inputs_of
 from querykey.checkpoint.own_attention import OwnAttention
 from querykey.checkpoint.rotation import rotates, rotation
 from querykey.checkpoint.tracing import MixedError, Tracer, UntraceableError, same
@@ -64,6 +64,23 @@ def trace_model(config: PretrainedConfig, trust_remote_code: bool = False) -> tu
     raise CheckpointError(f"no attention layer of a model of type '{kind}' can be traced: {why}")
 
 
+def trace_module(model: nn.Module, inputs: dict[str, Any] | None = None) -> ModelMap:
+    """As `probe`, for a model in memory.
+
+    Args:
+        model: it is copied without the content of its weights, and does not change.
+        inputs: of its `forward`, by name, with the batch as the first axis of each; only the first example counts. A
+            model of transformers needs none.
+    """
+    load("transformers", "inspect")
+    recorder = Recorder()
+    with one_thread(), implementations(recorder.attend):
+        recorder.run(without_content(model), inputs and {name: examples(value) for name, value in inputs.items()})
+    if recorder.layers or recorder.cross:
+        return recorder.map()
+    raise CheckpointError(f"no attention layer of {type(model).__name__} can be traced: {recorder.problem()}")
+
+
 class Pieces(NamedTuple):
     """Calls of one attention that come probe by probe: what arrived so far, and the emission for all outputs."""
 
@@ -82,7 +99,7 @@ class Recorder:
         self.uses: dict[str, set[int]] = {}  # calls of each module in the present run
         self.last: tuple[str, Emission] | None = None  # the layer whose output projection is still to be found
 
-    def run(self, model: nn.Module) -> None:
+    def run(self, model: nn.Module, inputs: dict[str, Any] | None = None) -> None:
         """`model` on small inputs; then each tower inside that has attention which did not run."""
         self.emitter = Emitter(model, torch.Generator().manual_seed(0))
         self.tracer = Tracer(self.emitter, model)
@@ -91,7 +108,8 @@ class Recorder:
         for name, tower in towers(model):
             for optional in (False, True):
                 if (not name and not optional) or any(self.unseen(model, name)):
-                    self.run_tower(name, tower, inputs_of(tower, optional=optional))
+                    given = inputs if inputs and not name else inputs_of(tower, optional=optional)
+                    self.run_tower(name, tower, given)
         for name in self.unseen(model, ""):
             self.skipped.setdefault(name, self.reason(model, name))
 

@@ -12,18 +12,19 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from querykey.checkpoint.files import Source, open_source
 from querykey.checkpoint.headmap import CheckpointError, HeadMap, ModelMap
-from querykey.checkpoint.names import places
+from querykey.checkpoint.names import Place, places
 from querykey.checkpoint.parameters import Parameters
-from querykey.checkpoint.probe import trace_model
-from querykey.checkpoint.storage import Store, open_store
+from querykey.checkpoint.pickle_file import Tensors
+from querykey.checkpoint.probe import trace_model, trace_module
+from querykey.checkpoint.storage import open_store
 from querykey.checkpoint.tables import Tables
 from querykey.extras import load
 
@@ -74,20 +75,29 @@ def open_checkpoint(
         model, {name for layer in (*model_map.layers, *model_map.cross) for name in _parameters(layer)}, store
     )
     parameters = Parameters(store, found, shapes, getattr(config, "quantization_config", None))
-    return Checkpoint(source, config, _present(model_map, parameters), store, parameters)
+    return Checkpoint(source.place, source.revision, config, _present(model_map, parameters), parameters)
+
+
+def open_module(model: nn.Module, inputs: dict[str, Any] | None = None) -> Checkpoint:
+    """As `open_checkpoint`, for a model in memory; `inputs` as in `trace_module`."""
+    model_map = trace_module(model, inputs)
+    tensors = dict(model.named_parameters())
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    parameters = Parameters(Tensors(tensors), {name: Place((name,)) for name in tensors}, shapes, None)
+    return Checkpoint(type(model).__name__, None, getattr(model, "config", None), model_map, parameters)
 
 
 class Checkpoint:
-    """An open checkpoint: its `config`, its self-attention `layers`, and `cross`-attention, whose keys are of another
+    """An open checkpoint: its `config` (None for some models in memory), its self-attention `layers`, and `cross`-attention, whose keys are of another
     input than its queries. `skipped` names all other attention, as (name, reason).
     """
 
     def __init__(
-        self, source: Source, config: PretrainedConfig, model_map: ModelMap, store: Store, parameters: Parameters
+        self, place: str, revision: str | None, config: Any, model_map: ModelMap, parameters: Parameters
     ) -> None:
-        self.place, self.revision, self.config = source.place, source.revision, config
+        self.place, self.revision, self.config = place, revision, config
         self.layers, self.cross, self.skipped = model_map.layers, model_map.cross, model_map.skipped
-        self._store, self._parameters = store, parameters
+        self._store, self._parameters = parameters.store, parameters
 
     @property
     def bytes_read(self) -> int:

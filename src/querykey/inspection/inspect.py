@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from torch import nn
 
-from querykey.checkpoint import Checkpoint, open_checkpoint
+from querykey.checkpoint import Checkpoint, open_checkpoint, open_module
 from querykey.inspection.data import Data, Reading, on_text
 from querykey.inspection.forecast import Per
 from querykey.inspection.measures import Nulls, Spectrum, measure_cross, measure_layer
@@ -63,8 +64,9 @@ class Inspection:
 
 
 def inspect(
-    path: str | Path,
+    model: str | Path | nn.Module,
     *,
+    inputs: dict[str, Any] | None = None,
     text: str | Path | None = None,
     calibrate: str | Path | None = None,
     forecast: Per = "all",
@@ -76,8 +78,9 @@ def inspect(
     """What the heads of a trained checkpoint do with W_Q and W_K: one row per head.
 
     Args:
-        path: a folder with config.json and safetensors or pytorch_model.bin, or a repository on the Hub, of which only
-            the bytes that are needed are read.
+        model: a folder with config.json and safetensors or pytorch_model.bin, or a repository on the Hub, of which only
+            the bytes that are needed are read; or a module in memory.
+        inputs: of the `forward` of a module in memory that is not a model of transformers: a batch, by name.
         text: a file of text for the model to read; adds columns on how heads behave and what sharing costs.
         calibrate: another file of text, to fit shared heads to; without it, the first half of `text` is for that, and
             only the second half is measured on.
@@ -104,7 +107,8 @@ def inspect(
         MissingExtra: where the extra ``inspect`` is not installed.
     """
     found = examine(
-        path,
+        model,
+        inputs=inputs,
         text=text,
         calibrate=calibrate,
         forecast=forecast,
@@ -117,8 +121,9 @@ def inspect(
 
 
 def examine(
-    path: str | Path,
+    model: str | Path | nn.Module,
     *,
+    inputs: dict[str, Any] | None = None,
     text: str | Path | None = None,
     calibrate: str | Path | None = None,
     forecast: Per = "all",
@@ -130,8 +135,13 @@ def examine(
 ) -> Inspection:
     """As `inspect`, with spectra and the circumstances; `watch` is called after every step."""
     start = time.perf_counter()
+    if isinstance(model, nn.Module) and text is not None:
+        raise ValueError("a module in memory has no tokenizer; save it with one, and give the folder to read a text")
     reading = _reading(text, calibrate, context, pieces)
-    checkpoint = open_checkpoint(path, revision, trust_remote_code)
+    if isinstance(model, nn.Module):
+        checkpoint = open_module(model, inputs)
+    else:
+        checkpoint = open_checkpoint(model, revision, trust_remote_code)
     nulls, window = Nulls(), _window(checkpoint)
     frames: list[pd.DataFrame] = []
     spectra: list[tuple[np.ndarray, np.ndarray]] = []
@@ -145,14 +155,14 @@ def examine(
     heads, bytes_read = pd.concat(frames, ignore_index=True), checkpoint.bytes_read
     data = None
     if reading is not None:
-        model = open_model(checkpoint, trust_remote_code=trust_remote_code)
-        data = on_text(model, reading, per=forecast, window=window, watch=lambda *step: watch(Progress(*step)))
+        running = open_model(checkpoint, trust_remote_code=trust_remote_code)
+        data = on_text(running, reading, per=forecast, window=window, watch=lambda *step: watch(Progress(*step)))
         heads = heads.merge(data.heads, on=["module", "head"], how="left")
     shapes = set(zip(heads["dim"], heads["head_dim"], strict=True))
     return Inspection(
         place=checkpoint.place,
         revision=checkpoint.revision,
-        kind=_kind(checkpoint.config),
+        kind=_kind(checkpoint),
         heads=heads,
         spectra=spectra,
         random={shape: nulls.spectrum(*shape) for shape in sorted(shapes)},
@@ -182,13 +192,15 @@ def _reading(text: str | Path | None, calibrate: str | Path | None, context: int
 
 def _window(checkpoint: Checkpoint) -> int | None:
     """The distances that the model was made for, where its configuration tells."""
-    config = checkpoint.config.get_text_config()
-    length = getattr(config, "max_position_embeddings", None)
+    if not hasattr(checkpoint.config, "get_text_config"):  # a module in memory
+        return None
+    length = getattr(checkpoint.config.get_text_config(), "max_position_embeddings", None)
     return length if isinstance(length, int) and length > 0 else None
 
 
-def _kind(config: Any) -> str:
+def _kind(checkpoint: Checkpoint) -> str:
     """The type of a model, and its design where `querykey convert` or `querykey.share` has changed it."""
+    config = checkpoint.config
     section = getattr(config, "querykey", None) or {}
-    kind: str = section.get("model_type", config.model_type)
+    kind: str = section.get("model_type") or getattr(config, "model_type", checkpoint.place)
     return f"{kind}, {section['design']}" if "design" in section else kind
