@@ -83,8 +83,9 @@ def without_content(model: nn.Module) -> nn.Module:
         for name, buffer in module._buffers.items():
             if buffer is not None:
                 module._buffers[name] = buffer.cpu().double() if buffer.is_floating_point() else buffer.cpu()
-    if hasattr(copy, "set_attn_implementation"):
-        copy.set_attn_implementation(NAME)
+    set_attention: Any = getattr(copy, "set_attn_implementation", None)
+    if set_attention:
+        set_attention(NAME)
     return copy.eval()
 
 

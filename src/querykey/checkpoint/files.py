@@ -46,7 +46,12 @@ class Source(Protocol):
 
     @property
     def place(self) -> str:
-        """The path or repository, for messages and for transformers."""
+        """The path or repository, for messages."""
+        ...
+
+    @property
+    def location(self) -> str:
+        """The folder or repository, for transformers."""
         ...
 
     @property
@@ -161,7 +166,7 @@ class Folder:
         inner = folder / "0_Transformer"
         if only is None and not (folder / "config.json").exists() and (inner / "config.json").exists():
             folder = inner
-        self.folder, self.only = folder, only
+        self.folder, self.only, self.location = folder, only, str(folder)
         self.place, self.revision = place or str(folder / only if only else folder), revision
         self.names = frozenset(path.name for path in folder.iterdir() if path.is_file() or path.is_symlink())
 
@@ -189,7 +194,7 @@ class Hub:
     def __init__(self, repository: str, revision: str | None) -> None:
         self.api = load("huggingface_hub", "inspect").HfApi()
         info = self.api.model_info(repository, revision=revision, files_metadata=True)
-        self.place, self.revision = repository, info.sha
+        self.place, self.location, self.revision = repository, repository, info.sha
         self.sizes = {file.rfilename: file.size for file in info.siblings}
         self.names = frozenset(self.sizes)
 

@@ -17,6 +17,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from querykey.checkpoint.files import first_line
+from querykey.checkpoint.gguf_file import Gguf
 from querykey.checkpoint.headmap import CheckpointError
 from querykey.checkpoint.storage import Store
 from querykey.extras import load
@@ -35,6 +36,8 @@ class Place:
 
 def places(model: PreTrainedModel, needed: Collection[str], store: Store) -> dict[str, Place]:
     """The places in `store` of the parameters `needed` of `model`; parameters that are not there are left out."""
+    if isinstance(store, Gguf):
+        return _of_gguf(model, needed, store)
     loading = load("transformers.core_model_loading", "inspect")
     transforms = load("transformers.conversion_mapping", "inspect").get_model_conversion_mapping(model)
     renamings = [t for t in transforms if isinstance(t, loading.WeightRenaming)]
@@ -58,6 +61,19 @@ def places(model: PreTrainedModel, needed: Collection[str], store: Store) -> dic
         if targets.intersection(needed):
             found |= _converted(model, deepcopy(converter), target, sources, store)
     return {name: place for name, place in found.items() if name in needed}
+
+
+def _of_gguf(model: PreTrainedModel, needed: Collection[str], store: Gguf) -> dict[str, Place]:
+    """The places in a GGUF file, which has names of its own for the modules of all models."""
+    names = store.by_model(int(model.config.num_hidden_layers))
+    found = {}
+    for name in needed:
+        module, _, role = name.rpartition(".")
+        for full in (module, f"{model.base_model_prefix}.{module}"):
+            stored = f"{names.get_name(full)}.{role}"
+            if stored in store.names:
+                found[name] = Place((stored,))
+    return found
 
 
 def unwrapped(names: Collection[str], parameters: Collection[str], base: str) -> dict[str, str]:

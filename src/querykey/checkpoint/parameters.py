@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from querykey.checkpoint.adapter import LowRank
 from querykey.checkpoint.headmap import CheckpointError
 from querykey.checkpoint.names import Place
 from querykey.checkpoint.storage import Store
@@ -18,18 +19,31 @@ ZEROS = "weight_zero_point"
 
 
 class Parameters:
-    """The parameters of a model, of given `shapes`, at their `places` in `store`."""
+    """The parameters of a model, of given `shapes`, at their `places` in `store`, with the `changes` of an adapter."""
 
     def __init__(
-        self, store: Store, places: Mapping[str, Place], shapes: Mapping[str, tuple[int, ...]], quantization: Any
+        self,
+        store: Store,
+        places: Mapping[str, Place],
+        shapes: Mapping[str, tuple[int, ...]],
+        quantization: Any = None,
+        changes: Mapping[str, LowRank] | None = None,
     ) -> None:
-        self.store, self.places, self.shapes = store, places, shapes
+        self.store, self.places, self.shapes, self.changes = store, places, shapes, changes or {}
         self.quantization = quantization if isinstance(quantization, dict) else {}
 
     def rows(self, name: str, rows: Int[Tensor, " n"] | None, columns: bool = False) -> Float[Tensor, "n size"]:
-        """These rows, ascending (`columns`: columns), of a parameter, in the type that is stored; None: all."""
+        """These rows, ascending (`columns`: columns), of a parameter, in the type that is stored; None: all.
+
+        Rows that an adapter changes are float32 at least.
+        """
+        rows = torch.arange(self.shapes[name][1 if columns else 0]) if rows is None else rows
+        values = self._unchanged(name, rows, columns)
+        change = self.changes.get(name)
+        return values if change is None else change.rows(rows, columns) + values
+
+    def _unchanged(self, name: str, rows: Int[Tensor, " n"], columns: bool) -> Float[Tensor, "n size"]:
         place, shape = self.places[name], self.shapes[name]
-        rows = torch.arange(shape[1 if columns else 0]) if rows is None else rows
         if place.rows is None:
             self._check(name, place.names[0], shape)
             return self._stored(place.names[0], rows, columns)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +18,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from querykey.checkpoint.adapter import CONFIG, open_adapter
 from querykey.checkpoint.files import Source, open_source
+from querykey.checkpoint.gguf_file import Gguf
 from querykey.checkpoint.headmap import CheckpointError, HeadMap, ModelMap
-from querykey.checkpoint.names import Place, places
+from querykey.checkpoint.loading import Files
+from querykey.checkpoint.names import Place, places, unwrapped
 from querykey.checkpoint.parameters import Parameters
 from querykey.checkpoint.pickle_file import Tensors
 from querykey.checkpoint.probe import trace_model, trace_module
@@ -60,22 +63,27 @@ def open_checkpoint(
     *,
     variant: str | None = None,
 ) -> Checkpoint:
-    """Opens a folder with config.json and weights, or a repository on the Hub (at `revision`: branch, tag or commit).
+    """Opens a folder with config.json and weights, one of its files, a GGUF file, a folder with a LoRA adapter, or a
+    repository on the Hub (at `revision`: branch, tag or commit).
 
     Reads the configuration and finds out which rows feed which head; no weights yet. Raises CheckpointError, a
     ValueError, where something is missing or damaged or no head can be followed. Code that comes with a checkpoint is
     run only if `trust_remote_code`.
     """
     source = open_source(path_or_id, revision)
-    store = open_store(source, variant)
-    config = _config(source, trust_remote_code)
+    adapter = open_adapter(source) if CONFIG in source.names and "config.json" not in source.names else None
+    whole = open_source(adapter.base, None) if adapter else source
+    store = open_store(whole, variant)
+    config = _of_file(store) if isinstance(store, Gguf) else _config(whole, trust_remote_code)
     model_map, model = trace_model(config, trust_remote_code)
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     found = places(
         model, {name for layer in (*model_map.layers, *model_map.cross) for name in _parameters(layer)}, store
     )
-    parameters = Parameters(store, found, shapes, getattr(config, "quantization_config", None))
-    return Checkpoint(source.place, source.revision, config, _present(model_map, parameters), parameters)
+    changes = adapter.of(shapes, model.base_model_prefix) if adapter else None
+    parameters = Parameters(store, found, shapes, getattr(config, "quantization_config", None), changes)
+    files = Files(whole, store, unwrapped(store.names, model.state_dict(), model.base_model_prefix), variant, adapter)
+    return Checkpoint(source.place, source.revision, config, _present(model_map, parameters), parameters, files)
 
 
 def open_module(model: nn.Module, inputs: dict[str, Any] | None = None) -> Checkpoint:
@@ -83,21 +91,37 @@ def open_module(model: nn.Module, inputs: dict[str, Any] | None = None) -> Check
     model_map = trace_module(model, inputs)
     tensors = dict(model.named_parameters())
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    parameters = Parameters(Tensors(tensors), {name: Place((name,)) for name in tensors}, shapes, None)
+    parameters = Parameters(Tensors(tensors), {name: Place((name,)) for name in tensors}, shapes)
     return Checkpoint(type(model).__name__, None, getattr(model, "config", None), model_map, parameters)
 
 
 class Checkpoint:
-    """An open checkpoint: its `config` (None for some models in memory), its self-attention `layers`, and `cross`-attention, whose keys are of another
-    input than its queries. `skipped` names all other attention, as (name, reason).
+    """An open checkpoint: its `config`, self-attention `layers`, and `cross`-attention with keys of another input.
+
+    `skipped` names all other attention, as (name, reason). A module in memory has no `files`, and may have no `config`.
     """
 
     def __init__(
-        self, place: str, revision: str | None, config: Any, model_map: ModelMap, parameters: Parameters
+        self,
+        place: str,
+        revision: str | None,
+        config: Any,
+        model_map: ModelMap,
+        parameters: Parameters,
+        files: Files | None = None,
     ) -> None:
-        self.place, self.revision, self.config = place, revision, config
+        self.place, self.revision, self.config, self.files = place, revision, config, files
         self.layers, self.cross, self.skipped = model_map.layers, model_map.cross, model_map.skipped
         self._store, self._parameters = parameters.store, parameters
+
+    def before(self) -> Checkpoint | None:
+        """The checkpoint without its adapter; None if it has none."""
+        if self.files is None or self.files.adapter is None:
+            return None
+        known, files = self._parameters, replace(self.files, adapter=None)
+        parameters = Parameters(known.store, known.places, known.shapes, known.quantization)
+        found = ModelMap(self.layers, self.skipped, self.cross)
+        return Checkpoint(files.source.place, files.source.revision, self.config, found, parameters, files)
 
     @property
     def bytes_read(self) -> int:
@@ -150,6 +174,15 @@ def _present(model_map: ModelMap, parameters: Parameters) -> ModelMap:
     if not layers and not cross:
         raise parameters.lacking(missing, None)
     return ModelMap(tuple(layers), tuple(skipped), tuple(cross))
+
+
+def _of_file(store: Gguf) -> PretrainedConfig:
+    """The configuration that a GGUF file holds."""
+    settings = dict(store.config)
+    config: PretrainedConfig = load("transformers", "inspect").AutoConfig.for_model(
+        settings.pop("model_type"), **settings
+    )
+    return config
 
 
 def _config(source: Source, trust_remote_code: bool) -> PretrainedConfig:

@@ -11,6 +11,7 @@ from jaxtyping import Int, Shaped
 from torch import Tensor
 
 from querykey.checkpoint.files import Source
+from querykey.checkpoint.gguf_file import Gguf
 from querykey.checkpoint.headmap import CheckpointError
 from querykey.checkpoint.pickle_file import open_pickles
 from querykey.checkpoint.safetensors_file import Safetensors
@@ -47,6 +48,8 @@ class Store(Protocol):
 def open_store(source: Source, variant: str | None = None) -> Store:
     """The tensors in `source`."""
     first, where = weight_files(source, variant)
+    if first.endswith(".gguf"):
+        return Gguf(source.path(first))
     if first.endswith(".safetensors"):
         return Safetensors(source, where or first)
     return open_pickles(source, where.values() if where else [first])

@@ -30,7 +30,8 @@ def add_to(commands: Any) -> None:
         nargs="+",
         type=reading(existing_or_repository),
         metavar="CHECKPOINT",
-        help="a folder, a repository on the Hub, or minilm; two are compared",
+        help="a folder, a file of weights (also GGUF), a LoRA folder (compared with its base), a repository on the Hub, "
+        "or minilm; two are compared",
     )
     parser.add_argument("--per", choices=("layer", "head"), default="layer", help="a row per layer (default) or head")
     add_format(parser, *FORMATS)
@@ -80,6 +81,8 @@ def _run(chosen: argparse.Namespace) -> int:
         raise ValueError("parquet is not for terminals; send it to a file: --format parquet > heads.parquet")
     told = Console(stderr=True, soft_wrap=True, highlight=False)
     inspections = [_examined(path, chosen, told) for path in chosen.checkpoints]
+    if len(inspections) == 1 and inspections[0].base:
+        inspections.insert(0, _examined(inspections[0].base, chosen, told))
     _print(inspections, chosen)
     for one in inspections:
         told.print(f"\n{one.place}" if len(inspections) > 1 else "", style="bold")

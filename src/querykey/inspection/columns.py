@@ -109,6 +109,15 @@ ON_TEXT = (
         rank=7, limits=(0, 1), null=MAP,
     ),
 )  # fmt: skip
+CHANGES = (
+    Measure("change", "change", "‖M' − M‖/‖M‖, M' with the adapter and M without", digits=3),
+    Measure("query_change", "change of W_Q", "‖ΔW_Q‖/‖W_Q‖", digits=3),
+    Measure("key_change", "change of W_K", "‖ΔW_K‖/‖W_K‖", digits=3),
+    Measure("change_symmetry", "symmetry of the change", "of M' − M, what the adapter adds to the scores"),
+    Measure("change_tied_share", "tied share of the change", "part of ‖M' − M‖² that W_Q = W_K could add"),
+    Measure("change_effective_rank", "rank of the change", "effective rank of M' − M", digits=1),
+)
+"""Of what an adapter changes."""
 FORECAST = {"tied": "W_Q = W_K", "signed": "with signs", "core": "with a core", "key_value": "K = V"}
 """Replacements and what they are called in tables."""
 REPLACED = {
@@ -137,7 +146,7 @@ _OTHERS = (
     Measure("bias_share", "bias share", "part of the scores that comes from the bias of the queries"),
     Measure("cycle_1", "cycles of 1", "share of positions from which the highest weight leads to a self-loop"),
 )
-KNOWN = {one.name: one for one in (*ON_WEIGHTS, *ON_TEXT, *ALONE, *_OTHERS)}
+KNOWN = {one.name: one for one in (*ON_WEIGHTS, *ON_TEXT, *CHANGES, *ALONE, *_OTHERS)}
 
 
 def shown(heads: pd.DataFrame, measures: Sequence[Measure]) -> list[Measure]:

@@ -18,6 +18,7 @@ import pandas as pd
 from torch import nn
 
 from querykey.checkpoint import Checkpoint, open_checkpoint, open_module
+from querykey.inspection.changes import changes
 from querykey.inspection.data import Data, Reading, on_text
 from querykey.inspection.forecast import Per
 from querykey.inspection.measures import Nulls, Spectrum, measure_cross, measure_layer
@@ -41,11 +42,13 @@ class Inspection:
     """All that was found in one checkpoint: a row of `heads` for every head, and one of `spectra` for each of them.
 
     `random` is the spectrum of a random head of every shape (dim, head_dim) that there is, and `skipped` names the
-    layers that could not be followed, each with the reason. `data` is what a text has shown, if there was one.
+    layers that could not be followed, each with the reason. `data` is what a text has shown, if there was one. `base`
+    is where the base of an adapter is.
     """
 
     place: str
     revision: str | None
+    base: str | None
     kind: str
     heads: pd.DataFrame
     spectra: list[tuple[np.ndarray, np.ndarray]]
@@ -99,7 +102,9 @@ def inspect(
         their norms, ``bias_share`` is their part of the scores. ``qk_norm`` says that a normalisation of queries or
         keys is folded in, but for its division by the rms. With a text also ``symmetry_data``, ``tied_share_data`` and
         so on, in the metric of the head's own queries and keys; ``key_only_share``; ``entropy``, ``self_mass`` and the
-        others of `behaviour`; and ``layer_cosine_tied`` …, or ``cosine_tied`` …, of `forecast`.
+        others of `behaviour`; and ``layer_cosine_tied`` …, or ``cosine_tied`` …, of `forecast`. For a folder with a
+        LoRA adapter all that is of its base with the adapter, and ``change``, ``change_symmetry`` and so on are of what
+        the adapter changes in W_Q W_Kᵀ.
 
     Raises:
         ValueError: for a checkpoint that is damaged, unknown, or has no head that can be followed; for a text that is
@@ -145,10 +150,13 @@ def examine(
     nulls, window = Nulls(), _window(checkpoint)
     frames: list[pd.DataFrame] = []
     spectra: list[tuple[np.ndarray, np.ndarray]] = []
+    before = checkpoint.before()
     own, total = len(checkpoint.layers), len(checkpoint.layers) + len(checkpoint.cross)
     for number in range(total):
         weights = checkpoint.read(number, dtype=None)
         frame, found = measure_layer(weights, nulls, window) if number < own else measure_cross(weights, nulls)
+        if before and number < own:
+            frame = frame.assign(**changes(before.read(number), weights))
         frames.append(frame)
         spectra += zip(*found, strict=True)
         watch(Progress("layers", number + 1, total))
@@ -162,6 +170,7 @@ def examine(
     return Inspection(
         place=checkpoint.place,
         revision=checkpoint.revision,
+        base=before.place if before else None,
         kind=_kind(checkpoint),
         heads=heads,
         spectra=spectra,
@@ -202,5 +211,5 @@ def _kind(checkpoint: Checkpoint) -> str:
     """The type of a model, and its design where `querykey convert` or `querykey.share` has changed it."""
     config = checkpoint.config
     section = getattr(config, "querykey", None) or {}
-    kind: str = section.get("model_type") or getattr(config, "model_type", checkpoint.place)
+    kind = str(section.get("model_type") or getattr(config, "model_type", checkpoint.place))
     return f"{kind}, {section['design']}" if "design" in section else kind

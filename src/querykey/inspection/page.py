@@ -19,7 +19,17 @@ from jaxtyping import Float
 from rich.filesize import decimal
 
 from querykey.inspection import tables
-from querykey.inspection.columns import ALONE, BEHAVIOUR, ON_TEXT, ON_WEIGHTS, REPLACED, Measure, described, shown
+from querykey.inspection.columns import (
+    ALONE,
+    BEHAVIOUR,
+    CHANGES,
+    ON_TEXT,
+    ON_WEIGHTS,
+    REPLACED,
+    Measure,
+    described,
+    shown,
+)
 from querykey.inspection.data import Data
 from querykey.inspection.inspect import Inspection
 from querykey.inspection.names import layer_names
@@ -88,6 +98,7 @@ def _checkpoint(inspection: Inspection) -> dict[str, Any]:
         "ranking": ranking_table(heads),
         "layers": tables.layer_table(heads, ON_WEIGHTS, about, summed=True),
         "behaviour": tables.layer_table(heads, BEHAVIOUR, about) if data else None,
+        "changes": tables.layer_table(heads, CHANGES, "What the adapter changes") if inspection.base else None,
         "data": data,
         "read": f"{decimal(inspection.bytes_read)} of {decimal(inspection.bytes_in_all)}",
         "window": inspection.window,

@@ -22,7 +22,8 @@ def sentences(inspection: Inspection) -> list[str]:
         return [on_cross(inspection.heads), *on_flags(inspection)]
     found = [on_sharing(heads), on_symmetry(heads), on_keeping(heads), on_rank(heads), on_sums(heads)]
     found += on_data(heads, inspection.data) if inspection.data else ()
-    return [*filter(None, [*found, on_cross(inspection.heads)]), *on_flags(inspection)]
+    found += [on_changes(heads), on_cross(inspection.heads)]
+    return [*filter(None, found), *on_flags(inspection)]
 
 
 def measure(heads: pd.DataFrame, name: str) -> pd.DataFrame:
@@ -103,6 +104,20 @@ def on_cross(heads: pd.DataFrame) -> str:
     return (
         f"{plural(len(heads), 'head')} of cross-attention have queries and keys of different inputs, so W_Q and W_K "
         f"are not compared. Their median effective rank is {number(rank, 1)} (random heads: {number(null, 1)})."
+    )
+
+
+def on_changes(heads: pd.DataFrame) -> str:
+    """What an adapter changes in W_Q W_Kᵀ."""
+    if "change" not in heads:
+        return ""
+    changed = heads[heads["change"] > 0]
+    if not len(changed):
+        return "The adapter changes neither W_Q nor W_K."
+    return (
+        f"The adapter changes {plural(len(changed), 'head')}: W_Q W_Kᵀ by {percent(changed['change'].median())} of its "
+        f"norm in the median, and by {percent(changed['change'].max())} at most. The symmetry of the median change is "
+        f"{number(changed['change_symmetry'].median())} (random: {number(changed['change_symmetry_null'].median())})."
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from querykey.inspection import tables
-from querykey.inspection.columns import BEHAVIOUR, ON_WEIGHTS, Measure
+from querykey.inspection.columns import BEHAVIOUR, CHANGES, ON_WEIGHTS, Measure
 from querykey.inspection.inspect import Inspection
 from querykey.inspection.names import layer_names
 from querykey.inspection.tables import Per
@@ -19,6 +19,8 @@ def print_tables(inspections: Sequence[Inspection], per: Per, console: Console) 
     for inspection in inspections:
         name = f"{inspection.place}  ({inspection.kind})"
         found = [_heads(inspection, ON_WEIGHTS, per, name)]
+        if inspection.base is not None:
+            found.append(_heads(inspection, CHANGES, per, "What the adapter changes"))
         if inspection.data is not None:
             found.append(_heads(inspection, BEHAVIOUR, per, "On the text"))
             found.append(tables.forecast_table(inspection.data, layer_names(inspection.heads)))

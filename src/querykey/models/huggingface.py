@@ -53,11 +53,11 @@ def open_model(
     """
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = open_checkpoint(checkpoint, revision, trust_remote_code)
+    assert checkpoint.files is not None  # open_checkpoint gives some
     with LOCK, _quietly(), attention_function(NAME, lambda *_, **__: None):
         try:
-            model = _auto_class(checkpoint).from_pretrained(
-                checkpoint.place,
-                revision=checkpoint.revision,
+            model = checkpoint.files.load(
+                checkpoint.config,
                 trust_remote_code=trust_remote_code,
                 dtype=dtype,
                 attn_implementation=NAME,
@@ -152,10 +152,10 @@ class HuggingFaceModel:
     @cached_property
     def tokenizer(self) -> Any:
         """The checkpoint's tokenizer. Raises CheckpointError where there is none."""
-        place, revision = self.checkpoint.place, self.checkpoint.revision
+        place, files = self.checkpoint.place, self.checkpoint.files
+        assert files is not None
         try:
-            tokenizers = load("transformers", "inspect").AutoTokenizer
-            tokenizer = tokenizers.from_pretrained(place, revision=revision, trust_remote_code=self._trust)
+            tokenizer = files.tokenizer(trust_remote_code=self._trust)
         except Exception as error:  # the library raises what it likes
             raise CheckpointError(f"'{place}' has no tokenizer that can be used: {error}") from error
         if len(tokenizer) <= len(tokenizer.all_special_tokens):
@@ -296,15 +296,6 @@ class HuggingFaceModel:
 def _untraceable(checkpoint: Checkpoint, why: str) -> str:
     kind = checkpoint.config.model_type
     return f"'{checkpoint.place}', a model of type '{kind}', cannot be traced: {why}"
-
-
-def _auto_class(checkpoint: Checkpoint) -> Any:
-    """The class that loads the model with its head, where that is a language model."""
-    transformers = load("transformers", "inspect")
-    name = (getattr(checkpoint.config, "architectures", None) or [""])[0]
-    if name.endswith(("ForCausalLM", "LMHeadModel")):
-        return transformers.AutoModelForCausalLM
-    return transformers.AutoModelForMaskedLM if name.endswith("ForMaskedLM") else transformers.AutoModel
 
 
 @contextmanager
