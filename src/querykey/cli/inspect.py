@@ -30,8 +30,8 @@ def add_to(commands: Any) -> None:
         nargs="+",
         type=reading(existing_or_repository),
         metavar="CHECKPOINT",
-        help="a folder, a file of weights (also GGUF), a LoRA folder (compared with its base), a repository on the Hub, "
-        "or minilm; two are compared",
+        help="a folder, a file of weights (also GGUF), a LoRA folder (compared with its base), a repository on the "
+        "Hub, or minilm; two are compared",
     )
     parser.add_argument("--per", choices=("layer", "head"), default="layer", help="a row per layer (default) or head")
     add_format(parser, *FORMATS)
