@@ -14,16 +14,16 @@ ROOT = Path(__file__).parent.parent
 KINDS = (".py", ".md", ".js", ".html", ".j2", ".toml")
 
 # The replaced word, as a pattern, with the one to use. Where a word has another, plain sense, the pattern names the
-# sense that was replaced.
+# sense that was replaced; names in double quotes are keys of files, which stay.
 WORDS = {
     r"\bsymbols?\b(?! font)": "tokens",
     r"\bfloors?\b(?!\()": "lower bound",
     r"\brooms?\b": "buffer, capacity (of a cache); package (of the source tree)",
-    r"\bsettings?\b": "config",
-    r"(?<![.\w])origins?\b": "provenance",
+    r"(?<!\")\bsettings?\b(?!\")": "config",
+    r"(?<![.\w\"])origins?\b": "provenance",
     r"\bwho(ever)? (stops|lacks|asks|sees|compiles|watches)\b": "name the actor",
     r"\bloops? on (itself|themselves)\b": "self-loop",
-    r"\brung|ladder\b": "step, or the name of the variant",
+    r"\brung|(?<!her )ladder\b": "step, or the name of the variant",
     r"\b(does|do|would|that) (not )?feels?\b": "depends on, has an effect on",
     r"\bkind to\b": "say what happens",
     r"\bLayerRun|LiveModel\b": "Trace, the adapter",

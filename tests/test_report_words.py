@@ -1,6 +1,7 @@
 """The sentences of a report say no more than its numbers, in English and in Chinese."""
 
 import json
+import random
 import re
 import string
 import tomllib
@@ -16,7 +17,7 @@ from querykey.report.words import Words
 from querykey.study import notes
 from querykey.study.answer import in_words
 from querykey.study.conclusions import conclude
-from querykey.study.plan import TaskChoice
+from querykey.study.plan import TaskChoice, load_plan
 from querykey.study.records import Study
 from querykey.study.result import Result
 from studied import CONFIG, GONE, keep, near, printed
@@ -63,7 +64,7 @@ def test_no_difference_is_not_concluded_while_either_curve_improves(tmp_path):
 
 def test_below_the_level_of_counting_nothing_is_concluded(tmp_path):
     text = tmp_path / "text.txt"
-    text.write_bytes(bytes(range(64)) * 400)
+    text.write_bytes(bytes(range(32, 96)) * 400)
     task = TaskChoice("text", {"paths": [str(text)], "length": 16}, CONFIG)
     level = keep(tmp_path / "none", {"q,k,v": [GONE], "q=k,v": [GONE]}, (task,)).study.tasks["text"]["yardsticks"]
     over, under = level["trigram"] + 0.05, level["trigram"] - 0.05
@@ -207,7 +208,7 @@ def test_other_comparisons_do_not_claim_to_answer_for_shared_roles(tmp_path, des
 
 def test_lower_is_better_in_bits(tmp_path):
     text = tmp_path / "text.txt"
-    text.write_bytes(bytes(range(256)) * 40)
+    text.write_text("".join(random.Random(0).choices(string.ascii_letters, k=9999)))
     task = TaskChoice("text", {"paths": [str(text)], "length": 16}, CONFIG)
     result = keep(tmp_path / "run", {"q,k,v": near(2.8), "q=k,v": near(2.9), "q,k=v": near(2.7)}, tasks=(task,))
     assert result.answer()[2] == "q=k,v: worse on text (2.900 against 2.800 bits per byte)."
@@ -257,3 +258,12 @@ def test_the_answer_in_chinese(ladder):
 def test_an_unknown_language_is_refused():
     with pytest.raises(ValueError, match="the language is 'fr', expected one of en, zh"):
         Words("study", "fr")
+
+
+def test_the_questions_of_shipped_plans_are_asked_in_chinese(tmp_path):
+    for name in ("why", "claims"):
+        question = load_plan(name).question
+        result = keep(tmp_path / name, {"q,k,v": near(0.9), "q=k,v": near(0.3)}, question=question)
+        assert result.answer()[0] == question
+        assert re.search(r"[\u4e00-\u9fff]", result.answer("zh")[0])
+        assert f"<h1>{result.answer('zh')[0]}</h1>" in result.html("zh")

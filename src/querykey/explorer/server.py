@@ -219,8 +219,8 @@ class _Files(StaticFiles):
 
 async def _body(request: Request) -> dict[str, Any]:
     """The JSON object of a request from our own page."""
-    origin = request.headers.get("origin")
-    if origin is not None and origin != f"http://{request.headers.get('host')}":
+    sender = request.headers.get("origin")
+    if sender is not None and sender != f"http://{request.headers.get('host')}":
         raise RequestError("requests of other pages are not answered", 403)
     if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
         raise RequestError("expected a JSON object, as application/json", 415)

@@ -56,7 +56,7 @@ class _Run(NamedTuple):
 
 
 class Viewer:
-    """The views of one subject. The model runs once at a time, whoever asks."""
+    """The views of one subject. The model runs once at a time, for all requests."""
 
     def __init__(self, subject: Subject) -> None:
         self.subject = subject

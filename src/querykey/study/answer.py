@@ -23,8 +23,13 @@ NUMBERED = 5  # tasks up to which a sentence about a design gives its scores
 
 def answer(result: Result, say: Words) -> list[str]:
     """The question, what was found of it, and one sentence per design."""
-    question = [result.study.question] if result.study.question else []
-    return [*question, *headline(result, say), *on_designs(result, say)]
+    return [*filter(None, [asked(result, say)]), *headline(result, say), *on_designs(result, say)]
+
+
+def asked(result: Result, say: Words) -> str:
+    """The question of the study, in the language where a plan that ships with querykey asks it; "" without one."""
+    question = result.study.question
+    return say(question) if question in say else question
 
 
 def headline(result: Result, say: Words) -> list[str]:

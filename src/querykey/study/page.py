@@ -22,7 +22,7 @@ from querykey.report import page as pages
 from querykey.report.numbers import duration
 from querykey.report.words import Words
 from querykey.study import notes, tables
-from querykey.study.answer import headline, in_words, on_designs
+from querykey.study.answer import asked, headline, in_words, on_designs
 from querykey.study.conclusions import judgements
 from querykey.study.maps import SHOWN, head_maps
 from querykey.study.result import Result
@@ -42,6 +42,7 @@ def as_html(result: Result, say: Words) -> str:
         say=say,
         study=result.study,
         result=result,
+        question=asked(result, say) or result.study.name,
         headline=headline(result, say),
         sentences=on_designs(result, say),
         advice=notes.advice(result, say),
@@ -241,5 +242,5 @@ def _values(column: pd.Series) -> str:
 def _marking(designs: Sequence[str]) -> Callable[[str], Markup]:
     """A filter that sets names of designs, and options of the command line, apart from the words around them."""
     names = sorted((str(escape(name)) for name in designs), key=len, reverse=True)
-    pattern = re.compile("|".join([*map(re.escape, names), r"--\w+ [\w-]+"]))
+    pattern = re.compile("|".join([*map(re.escape, names), r"--tasks (?:[\w-]+ )+--steps \d+", r"--\w+(?: \d+)?"]))
     return lambda text: Markup(pattern.sub(r"<code>\g<0></code>", str(escape(text))))

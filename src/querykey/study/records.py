@@ -30,7 +30,7 @@ SCHEMA = 1
 _TABLES = """
 create table cells (
     key text primary key, task text not null, design text not null, seed integer not null, status text not null,
-    config text not null, metrics text not null, curve text not null, origin text not null,
+    config text not null, metrics text not null, curve text not null, "origin" text not null,
     seconds real not null, finished_at text not null
 );
 create table studies (id integer primary key, name text not null, study text not null, asked_at text not null);

@@ -24,7 +24,7 @@ from rich.text import Text
 from querykey.report.files import write_atomically
 from querykey.report.words import Language, Words
 from querykey.study import notes, tables
-from querykey.study.answer import NUMBERED, answer, headline, on_designs
+from querykey.study.answer import NUMBERED, answer, asked, headline, on_designs
 from querykey.study.claims import Judgement
 from querykey.study.conclusions import judgements
 from querykey.study.page import as_html
@@ -128,8 +128,8 @@ class Terminal:
 
     def _answer(self) -> Iterator[RenderableType]:
         result, say = self.result, self.say
-        if result.study.question:
-            yield Text(result.study.question, "bold")
+        if question := asked(result, say):
+            yield Text(question, "bold")
         yield from map(Text, headline(result, say))
         yield ""
         if len(result.study.tasks) <= NUMBERED and len(result.study.designs) > 1:

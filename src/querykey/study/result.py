@@ -128,8 +128,12 @@ class Result:
 
     @property
     def largest_costs(self) -> list[dict[str, Any]]:
-        """The rows of `costs` for the task with the most attention parameters, of equals the one with most FLOPs."""
-        costs = self.costs.sort_values(["parameters", "flops"], kind="stable")
+        """The rows of `costs` for one task: of those with the most designs, the one with the most attention parameters.
+
+        Of equals it is the one with the most FLOPs.
+        """
+        designs = self.costs.groupby("task")["design"].transform("size") if len(self.costs) else ()
+        costs = self.costs.assign(designs=designs).sort_values(["designs", "parameters", "flops"], kind="stable")
         task = costs["task"].iloc[-1] if len(costs) else None
         rows = self.costs.to_dict("records")
         return [{str(name): value for name, value in row.items()} for row in rows if row["task"] == task]

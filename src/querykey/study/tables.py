@@ -92,18 +92,18 @@ def task_table(result: Result, task: str, say: Words) -> Table:
     """One row per design, the baseline first."""
     columns = (
         Column(say("design"), "left", wrap=True),
+        Column(say("verdict"), "left", wrap=True),
         Column(say("mean"), detail="± sd"),
         Column(say("difference"), detail=say("interval", percent=confidence(result))),
         Column("p (Holm)", detail=say("p-flip")),
-        Column(say("verdict"), "left", wrap=True),
     )
     baseline = result.study.designs[0]
     first: list[Cell | str] = [
         Cell(baseline, style="code"),
+        say("the-baseline"),
         Cell(*_scored(result, task, baseline)),
         "",
         "",
-        say("the-baseline"),
     ]
     compared = [_compared(result, c, say) for c in result.comparisons if c.task == task]
     return Table(columns, [first, *compared], caption=task_title(result, task, say))
@@ -240,10 +240,10 @@ def _compared(result: Result, c: Comparison, say: Words) -> list[Cell]:
     verdict = Cell(say(f"word.{word}"), _reason(c, word, say), _style(word))
     return [
         Cell(c.design, style="code"),
+        verdict,
         Cell(*mean_and_sd(c.design_mean, c.design_sd)),
         _difference(c),
         Cell(probability(c.p_holm), probability(d.p_flip), value=c.p_holm) if d.n > 1 else Cell(MISSING),
-        verdict,
     ]
 
 

@@ -104,7 +104,7 @@ def load(weights: Path) -> Trained:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
     stored = json.loads(metadata["model"])
     example = tensors.pop(EXAMPLE)
-    config = Config(**stored.pop("config", None) or stored.pop("setting"))  # "setting" in files of an older version
+    config = Config(**stored.pop("config", None) or stored.pop("setting"))  # in files of an older version
     model = _build(**stored | {"config": config, "design": Design.parse(stored["design"])})
     model.load_state_dict(tensors)
     options = json.loads(metadata["options"]) if "options" in metadata else None

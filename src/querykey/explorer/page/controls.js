@@ -107,8 +107,8 @@ export function strip(page) {
   const { scrollLeft } = place.firstElementChild ?? {};
   place.replaceChildren(group, el("p", { class: "small muted", html: notes.filter(Boolean).join(" ") }));
   group.scrollTo(scrollLeft ?? 0, 0);
-  const [chosen, room] = [chips[state.i], group.clientWidth];
-  if (chosen.offsetLeft < group.scrollLeft || chosen.offsetLeft + chosen.offsetWidth > group.scrollLeft + room) group.scrollTo(chosen.offsetLeft - room / 2, 0);
+  const [chosen, width] = [chips[state.i], group.clientWidth];
+  if (chosen.offsetLeft < group.scrollLeft || chosen.offsetLeft + chosen.offsetWidth > group.scrollLeft + width) group.scrollTo(chosen.offsetLeft - width / 2, 0);
 }
 
 // One stop for the tab key, arrow keys within.

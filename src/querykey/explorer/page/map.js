@@ -24,7 +24,7 @@ export function map(root, page) {
   );
 }
 
-// Every how many tokens the heat map has room for a name.
+// Every how many tokens the heat map can show a name.
 export function stride(size, labels = LABELS) {
   return Math.ceil(size / labels);
 }
