@@ -181,6 +181,16 @@ def test_the_chance_agrees_with_fresh_seeds():
     assert np.mean(truths) == pytest.approx(np.mean(estimates), abs=0.15)
 
 
+def test_each_task_draws_from_its_own_seeds():
+    rng = np.random.default_rng(7)
+    family = {
+        (task, "q=k,v"): arms(0.9 + 0.01 * rng.standard_normal(n), 0.5 + 0.01 * rng.standard_normal(n))
+        for task, n in (("few", 6), ("many", 12))
+    }
+    found = compare_family(family, "q,k,v", rng, rule=Rule())
+    assert changed_findings(family, found, Rule(), finding, resamples=50) == dict.fromkeys(family, 0.0)
+
+
 def test_seeds_that_one_arm_lacks_are_left_out():
     family = {("a", "q=k,v"): Arms({0: 0.9, 1: 0.8, 2: 0.9}, {0: 0.3, 2: 0.4}, True, 0.01)}
     found = compare_family(family, "q,k,v", np.random.default_rng(0), rule=Rule())

@@ -146,6 +146,19 @@ def test_a_task_may_be_there_twice_with_designs_of_its_own():
     assert {cell.plain["task"] for cell in cells} == {"cycle"}  # the same cell, whatever a plan calls it
 
 
+def test_a_task_may_have_seeds_of_its_own():
+    tables = {"cycle": {"steps": 5, "seeds": 2}, "swap": {"steps": 5}}
+    plan = from_mapping({"designs": ["q,k,v", "q=k,v"], "seeds": 3, "tasks": tables}, "seeded")
+    cells = plan.cells(plan.make_tasks())
+    assert [(cell.task.name, cell.seed) for cell in cells if str(cell.design) == "q=k,v"] == [
+        ("cycle", 0), ("swap", 0), ("cycle", 1), ("swap", 1), ("swap", 2)
+    ]  # fmt: skip
+    asked = adjust(plan, seeds=4)
+    assert {cell.seed for cell in asked.cells(asked.make_tasks()) if cell.task.name == "cycle"} == {0, 1, 2, 3}
+    with pytest.raises(PlanError, match="seeds of cycle must be at least 1, not 0"):
+        from_mapping({"designs": ["q,k,v"], "tasks": {"cycle": {"seeds": 0}}}, "none")
+
+
 @pytest.mark.usefixtures("unchecked")
 def test_what_a_task_cannot_have_is_refused():
     table = {"task": "cycle", "designs": ["q=k=v"]}

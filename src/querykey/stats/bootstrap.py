@@ -21,26 +21,29 @@ def changed_findings(
 ) -> dict[Key, float]:
     """For each comparison, the share of resamples of the seeds that give another finding.
 
-    Seeds are drawn with replacement, the same for all comparisons, because they are paired across all; each resample
-    goes through the tests of the whole family. It measures the noise of seeds alone, and is an estimate from few.
+    Seeds are drawn with replacement, the same for all comparisons that have the same seeds, because they are paired
+    across these; each resample goes through the tests of the whole family. It measures the noise of seeds alone, and is
+    an estimate from few.
     """
     rng = np.random.default_rng(0)
     given = {(c.task, c.design): finding(c) for c in comparisons}
     baseline = next((c.baseline for c in comparisons), "")
-    seeds = sorted({seed for arms in family.values() for seed in arms.paired().design})
-    if not seeds:
+    most = max((len(arms.paired().design) for arms in family.values()), default=0)
+    if not most:
         return {}
     changed = dict.fromkeys(given, 0)
     for _ in range(resamples):
-        drawn = rng.choice(seeds, len(seeds)).tolist()
-        again = compare_family({key: _drawn(arms, drawn) for key, arms in family.items()}, baseline, rng, rule=rule)
+        places = rng.random(most)
+        again = compare_family({key: _drawn(arms, places) for key, arms in family.items()}, baseline, rng, rule=rule)
         for c in again:
             changed[c.task, c.design] += finding(c) != given[c.task, c.design]
     return {key: count / resamples for key, count in changed.items()}
 
 
-def _drawn(arms: Arms, drawn: Iterable[int]) -> Arms:
-    """The arms with other seeds; those that one of them lacks are left out."""
-    there = [seed for seed in drawn if seed in arms.baseline and seed in arms.design]
-    baseline, design = (dict(enumerate(arm[seed] for seed in there)) for arm in (arms.baseline, arms.design))
+def _drawn(arms: Arms, places: Seeds) -> Arms:
+    """The arms with other seeds: those at the first `places`, which lie in [0, 1), of the seeds that both have."""
+    paired = arms.paired()
+    there = [*paired.design]
+    drawn = [there[int(place * len(there))] for place in places[: len(there)]]
+    baseline, design = (dict(enumerate(arm[seed] for seed in drawn)) for arm in (paired.baseline, paired.design))
     return arms._replace(baseline=baseline, design=design)

@@ -86,6 +86,8 @@ def adjust(plan: Plan, **changes: Any) -> Plan:
     replaced = [_replaced(choice, config) for choice in _with_text(list(choices.values()), options)]
     if options.designs is not None:  # the designs of a task were chosen from the plan's
         replaced = [dataclasses.replace(choice, designs=None) for choice in replaced]
+    if options.seeds is not None:  # one number for all tasks
+        replaced = [dataclasses.replace(choice, seeds=None) for choice in replaced]
     seeds = options.most_seeds if options.seeds == "auto" else options.seeds
     return dataclasses.replace(
         plan,
@@ -156,13 +158,14 @@ class _Training:
 
         A part of the study that the folder keeps leaves that study, and its report, as they are.
         """
-        looks = SeedSchedule.within(self.plan.seeds).looks if growing else (self.plan.seeds,)
+        looks = SeedSchedule.within(self.plan.seeds).looks if growing else (self.plan.most_seeds,)
         part = self._is_part(cells)
         wanted: list[Cell] = []
         still: set[tuple[str, str]] | None = None
         for before, look in pairwise((0, *looks)):
             wanted += [cell for cell in cells if before <= cell.seed < look and (still is None or _id(cell) in still)]
-            study = describe(dataclasses.replace(self.plan, seeds=look), self.facts, wanted)
+            plan = dataclasses.replace(self.plan, seeds=look) if growing else self.plan
+            study = describe(plan, self.facts, wanted)
             study = dataclasses.replace(study, looks=list(looks) if growing else [], command=self.command)
             if not part:
                 self.records.keep_study(study)

@@ -32,8 +32,8 @@ class TaskChoice:
     """A task of a plan: its name, the options that it is made with, and the config of the models.
 
     `kind` is the name of the task itself, where a plan has it more than once under names of its own. `margin` is a
-    difference in the task's metric that does not matter; None takes it from the baseline's seed noise. `designs` are
-    those of the plan that are tried on it beside the baseline; None for all.
+    difference in the task's metric that does not matter; None takes the metric's. `designs` are those of the plan that
+    are tried on it beside the baseline; None for all. `seeds` is how many seeds it has in place of the plan's.
     """
 
     name: str
@@ -42,9 +42,11 @@ class TaskChoice:
     margin: float | None = None
     kind: str = ""
     designs: tuple[Design, ...] | None = None
+    seeds: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "kind", self.kind or self.name)
+        check(f"seeds of {self.name}", self.seeds is None or self.seeds >= 1, "at least 1", self.seeds)
         number = isinstance(self.margin, int | float)
         positive = self.margin is None or (number and 0 < self.margin < float("inf"))
         check(f"margin of {self.name}", positive, "a positive number", repr(self.margin))
@@ -98,6 +100,11 @@ class Plan:
         """The design that the others are compared to."""
         return self.designs[0]
 
+    @property
+    def most_seeds(self) -> int:
+        """The number of seeds of the task that has most."""
+        return max(choice.seeds or self.seeds for choice in self.tasks)
+
     def make_tasks(self) -> dict[str, Task]:
         """The tasks by name.
 
@@ -129,7 +136,12 @@ class Plan:
                     raise PlanError(f"on {choice.name}, {error}") from None
                 own = dataclasses.replace(choice, config=config)
                 found.append(Cell(own, design, 0, device, task.data_hash))
-        return [dataclasses.replace(cell, seed=seed) for seed in range(self.seeds) for cell in found]
+        return [
+            dataclasses.replace(cell, seed=seed)
+            for seed in range(self.most_seeds)
+            for cell in found
+            if seed < (cell.task.seeds or self.seeds)
+        ]
 
 
 @dataclass(frozen=True)
@@ -187,8 +199,8 @@ def from_mapping(values: Mapping[str, Any], name: str) -> Plan:
 
     ``designs`` and ``tasks`` are needed; ``seeds``, ``match``, ``tune``, ``question`` and ``claims`` (by name, see
     `Claim.read`) may be there. ``model`` holds the fields of `Config` that all tasks have in common. Each table of
-    ``tasks`` holds a task's own fields, its options and its margin, with ``task`` the task that it is of where the
-    table has another name, and ``designs`` those that are tried on it.
+    ``tasks`` holds a task's own fields, its options, its margin and its number of seeds, with ``task`` the task that it
+    is of where the table has another name, and ``designs`` those that are tried on it.
 
     Raises:
         PlanError: if a key is unknown, or a value is not what it should be.
@@ -231,7 +243,7 @@ def choose_task(name: str, table: Mapping[str, Any], common: Mapping[str, Any]) 
     if "positions" in known and "positions" in config:  # the task knows what its positions may be
         options["positions"] = config["positions"]
     designs = tuple(map(Design.parse, table["designs"])) if "designs" in table else None
-    return TaskChoice(name, options, Config(**{**common, **config}), table.get("margin"), kind, designs)
+    return TaskChoice(name, options, Config(**{**common, **config}), table.get("margin"), kind, designs, table.get("seeds"))
 
 
 def _check_claim(claim: Claim, designs: Iterable[Design], tasks: Iterable[str]) -> None:
@@ -245,7 +257,7 @@ def _check_claim(claim: Claim, designs: Iterable[Design], tasks: Iterable[str]) 
 
 
 _FIELDS = tuple(config.name for config in dataclasses.fields(Config))
-_OF_PLAN = ("task", "margin", "designs")
+_OF_PLAN = ("task", "margin", "designs", "seeds")
 
 
 def _make(choice: TaskChoice) -> Task:

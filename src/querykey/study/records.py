@@ -80,6 +80,10 @@ class Study:
         """Whether it has all these cells and more."""
         return {cell.key for cell in self.cells} > set(keys)
 
+    def seeds_of(self, task: str) -> int:
+        """The number of seeds that a task is trained with."""
+        return len({cell.seed for cell in self.cells if cell.task == task})
+
 
 class Records:
     """The records under a folder, in ``records.sqlite``.

@@ -83,7 +83,7 @@ def task_title(result: Result, task: str, say: Words) -> str:
         task=task,
         metric=metric,
         better=better,
-        seeds=result.study.seeds,
+        seeds=result.study.seeds_of(task),
         levels=say("comma").join(levels),
     )
 
