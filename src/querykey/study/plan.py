@@ -243,7 +243,9 @@ def choose_task(name: str, table: Mapping[str, Any], common: Mapping[str, Any]) 
     if "positions" in known and "positions" in config:  # the task knows what its positions may be
         options["positions"] = config["positions"]
     designs = tuple(map(Design.parse, table["designs"])) if "designs" in table else None
-    return TaskChoice(name, options, Config(**{**common, **config}), table.get("margin"), kind, designs, table.get("seeds"))
+    return TaskChoice(
+        name, options, Config(**{**common, **config}), table.get("margin"), kind, designs, table.get("seeds")
+    )
 
 
 def _check_claim(claim: Claim, designs: Iterable[Design], tasks: Iterable[str]) -> None:
