@@ -129,6 +129,8 @@ def test_roles_start_from_the_first_of_them():
         ("llama", "q,k,v+kv_heads=2", "belongs to the architecture"),
         ("llama", "q=k,v+cosine+selfmask", "do not go together"),
         ("llama", "q=k,v+core=symmetric", "symmetric core"),
+        ("llama", "q=k,v+xsa", "cannot hold xsa"),
+        ("llama", "q,k=v+latent=9", "cannot hold latent"),
     ],
 )
 def test_what_the_architecture_cannot_hold_is_refused(family, design, part):

@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from querykey.spelling import unknown
 
@@ -203,19 +203,28 @@ def _canonical(sharing: str) -> str:
     return ",".join("=".join(order[role] for role in part) for part in ordered)
 
 
-# How each option is written: its word, the field that it sets, and how its value is read, or the value of a bare word.
-_OPTIONS: dict[str, tuple[str, Callable[[str], Any] | Any]] = {
-    "core": ("core", str),
-    "selfmask": ("selfmask", True),
-    "cosine": ("similarity", "cosine"),
-    "l2": ("similarity", "l2"),
-    "qknorm": ("qknorm", True),
-    "qk_dim": ("qk_dim", int),
-    "kv_heads": ("kv_heads", int),
-    "latent": ("latent", int),
-    "xsa": ("xsa", True),
-    "qkscale": ("qkscale", float),
-    "tiedstart": ("tiedstart", True),
+class _Option(NamedTuple):
+    """How an option is written: the field that it sets, how its value is read, or the value of a bare word, and an
+    example of a value.
+    """
+
+    field: str
+    value: Callable[[str], Any] | Any
+    example: str = ""
+
+
+_OPTIONS = {
+    "core": _Option("core", str, "full"),
+    "selfmask": _Option("selfmask", True),
+    "cosine": _Option("similarity", "cosine"),
+    "l2": _Option("similarity", "l2"),
+    "qknorm": _Option("qknorm", True),
+    "qk_dim": _Option("qk_dim", int, "16"),
+    "kv_heads": _Option("kv_heads", int, "2"),
+    "latent": _Option("latent", int, "192"),
+    "xsa": _Option("xsa", True),
+    "qkscale": _Option("qkscale", float, "0.25"),
+    "tiedstart": _Option("tiedstart", True),
 }
 
 
@@ -224,20 +233,17 @@ def _read_option(word: str) -> tuple[str, Any]:
     name, equals, text = word.partition("=")
     if name not in _OPTIONS:
         raise DesignError(unknown("option", name, _OPTIONS))
-    field, reader = _OPTIONS[name]
-    if not callable(reader):
+    field, value, example = _OPTIONS[name]
+    if not example:
         if equals:
             raise DesignError(f"{name} takes no value, but came with {text!r}")
-        return field, reader
+        return field, value
     if not text:
-        example = {"core": "full", "qk_dim": "16", "kv_heads": "2", "latent": "192", "qkscale": "0.25"}[name]
         raise DesignError(f"{name} needs a value, such as {name}={example}")
-    if reader is str:
-        return field, text
     try:
-        return field, reader(text)
+        return field, value(text)
     except ValueError:
-        raise DesignError(f"{name} needs a {'whole ' * (reader is int)}number, not {text!r}") from None
+        raise DesignError(f"{name} needs a {'whole ' * (value is int)}number, not {text!r}") from None
 
 
 def _check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:

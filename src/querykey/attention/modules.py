@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -108,6 +109,10 @@ def write_multihead(weights: PlainWeights, module: nn.Module) -> None:
     copy(weights._asdict(), {name: part for name, part in parts._asdict().items() if part is not None})
 
 
+# Options of a design that the plain weights show.
+_IN_WEIGHTS = ("sharing", "core", "qk_dim", "kv_heads", "latent", "qkscale", "tiedstart")
+
+
 def _computes(layer: CachedAttention) -> dict[str, Any]:
     """What decides the result of a layer, besides its weights."""
     layout, design = layer.layout, layer.design
@@ -117,10 +122,7 @@ def _computes(layer: CachedAttention) -> dict[str, Any]:
         "head_dim": layout.head_dim,
         "qk_dim": layout.qk_dim,
         "context_dim": layout.context_dim,
-        "similarity": design.similarity,
-        "qknorm": design.qknorm,
-        "selfmask": design.selfmask,
-        "xsa": design.xsa,
+        **{option.name: getattr(design, option.name) for option in fields(design) if option.name not in _IN_WEIGHTS},
         "causal": layer.causal,
         "window": layer.window,
         "softcap": layer.scoring.softcap,

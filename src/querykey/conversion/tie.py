@@ -36,6 +36,7 @@ from querykey.models import interface
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+HELD = ("sharing", "core", "selfmask", "similarity", "qkscale")  # the options that `share` builds into a model
 FULL_NAMES = {"q": "query", "k": "key", "v": "value"}
 
 
@@ -157,6 +158,9 @@ def _refuse(model: PreTrainedModel, design: Design) -> None:
             )
     if design.tiedstart:
         raise DesignError("tiedstart chooses initial values, but this model has its own; leave it out")
+    for option in dataclasses.fields(design):
+        if option.name not in HELD and getattr(design, option.name) != option.default:
+            raise DesignError(f"a model of transformers cannot hold {option.name}; leave it out, or use SelfAttention")
     if design.selfmask and design.similarity != "dot":
         raise DesignError(
             f"transformers takes one attention function, so selfmask and {design.similarity} do not go together"
