@@ -9,8 +9,8 @@ import querykey
 
 ROOT = Path(querykey.__file__).parent
 
-# The floors of the house, lowest first: a room imports from lower floors, and from no other room on its own.
-FLOORS = (
+# Packages and modules, lowest first: each imports from lower rows only, and from no other in its own row.
+ORDER = (
     {"extras", "spelling", "machine", "bilinear", "stats", "report", "modeling"},
     {"design", "positions"},
     {"layout", "checkpoint", "tasks"},
@@ -20,7 +20,7 @@ FLOORS = (
     {"models"},
     {"study", "inspection", "conversion"},
     {"explorer", "hf"},
-    {""},  # querykey/__init__.py, the face
+    {""},  # querykey/__init__.py
     {"cli"},
 )
 
@@ -51,18 +51,18 @@ def imports():
     return found
 
 
-def room(module):
+def package(module):
     return module.split(".")[0]
 
 
 def test_imports_go_down():
-    floor = {name: number for number, rooms in enumerate(FLOORS) for name in rooms}
+    row = {name: number for number, names in enumerate(ORDER) for name in names}
     found = imports()
     assert sum(map(len, found.values())) > 200
     for module, sources in found.items():
         for source in sources:
-            if room(source) != room(module):
-                assert floor[room(source)] < floor[room(module)], f"{module} imports from {source}, on no lower floor"
+            if package(source) != package(module):
+                assert row[package(source)] < row[package(module)], f"{module} imports from {source}, in no lower row"
 
 
 def test_no_module_imports_itself_through_others():

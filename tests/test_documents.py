@@ -4,12 +4,15 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 import glossary
 import querykey
+from querykey.design import _OPTIONS, Design
+from querykey.report.words import Words
 from querykey.study.plan import load_plan
 
 ROOT = Path(__file__).parent.parent
@@ -83,6 +86,12 @@ def test_replaced_words_are_found(tmp_path, monkeypatch):
     monkeypatch.setattr(glossary, "ROOT", tmp_path)
     (tmp_path / "a.md").write_text("The buffer has a length.\nIts room is full; whoever asks is told.\n")
     assert list(glossary.found([tmp_path])) == ["a.md:2: room", "a.md:2: whoever asks"]
+
+
+def test_each_option_of_a_design_is_in_the_readme_and_has_words_in_reports():
+    readme, words = (ROOT / "README.md").read_text(), Words("study")
+    assert [name for name in _OPTIONS if f"+{name}" not in readme] == []
+    assert [field.name for field in fields(Design)[1:] if f"option.{field.name}" not in words] == []
 
 
 def test_the_citation_has_the_version_of_the_package():
