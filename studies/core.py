@@ -4,7 +4,7 @@
 
 Two sizes. At the larger one four designs, of which `q,k,v+qk_dim=20` has the parameters of the core there as
 `q,k,v+qk_dim=10` has them at the smaller one. The margin, 0.03 bits per byte, is one per cent of the smaller loss.
-The rest of the study is in core_ladder.toml, core_break.toml and core_grouped.toml.
+The rest of the study is in core_variants.toml, core_break.toml and core_grouped.toml.
 """
 
 from querykey.study.plan import Plan, from_mapping

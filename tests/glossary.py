@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+USUAL = [ROOT / "src", ROOT / "docs", *ROOT.glob("README*.md")]
 KINDS = (".py", ".md", ".js", ".html", ".j2", ".toml")
 
 # The replaced word, as a pattern, with the one to use. Where a word has another, plain sense, the pattern names the
@@ -42,8 +43,7 @@ def found(paths: list[Path]) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    usual = [ROOT / "src", ROOT / "docs", *ROOT.glob("README*.md")]
-    lines = list(found([Path(name).resolve() for name in sys.argv[1:]] or usual))
+    lines = list(found([Path(name).resolve() for name in sys.argv[1:]] or USUAL))
     print(*lines, sep="\n")
     print(f"{len(lines)} replaced words", file=sys.stderr)
     sys.exit(bool(lines))

@@ -91,7 +91,7 @@ def prepare(
         return Call(q, k, v, None, 0.0, True, scale, v.shape[-1], "blocked", selfmask, window, modifiers)
     products, slopes = modifiers.needs_scores or _by_products(q, k, v, dropout), modifiers.slopes
     plain = mask is None and not selfmask and window is None and slopes is None and not products
-    simple = False  # by a branch: `and` would give a symbol where lengths are symbols of a graph
+    simple = False  # by a branch: `and` would give a symbolic value where the lengths in a graph are symbolic
     if causal and plain and queries == keys:
         simple = True
     if not simple:

@@ -178,10 +178,8 @@ def _present(model_map: ModelMap, parameters: Parameters) -> ModelMap:
 
 def _of_file(store: Gguf) -> PretrainedConfig:
     """The configuration that a GGUF file holds."""
-    settings = dict(store.config)
-    config: PretrainedConfig = load("transformers", "inspect").AutoConfig.for_model(
-        settings.pop("model_type"), **settings
-    )
+    stored = dict(store.config)
+    config: PretrainedConfig = load("transformers", "inspect").AutoConfig.for_model(stored.pop("model_type"), **stored)
     return config
 
 
