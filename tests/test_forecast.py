@@ -411,3 +411,26 @@ def test_calibration_on_another_text_and_on_too_few_tokens(tmp_path: Path, text:
     assert whole.data.forecast["cosine"].iloc[1] != found.data.forecast["cosine"].iloc[1]
     with pytest.raises(ValueError, match="is both the text and the calibration text"):
         examine(folder, text=text, calibrate=text)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_chosen_layers_alone_are_replaced_and_the_work_is_known_from_the_start(tmp_path: Path, text: Path) -> None:
+    model = AutoModelForCausalLM.from_config(tiny_config("llama"), dtype=torch.float64)
+    folder = with_words(model, tmp_path / "llama")
+    steps = []
+    whole, second = (
+        examine(folder, text=text, pieces=4, forecast="layer", layers=chosen, watch=steps.append)
+        for chosen in (None, [1])
+    )
+    rows = [
+        found.data.forecast.query("layer == 1 and scope == 'layer'")["cosine"].to_numpy() for found in (whole, second)
+    ]
+    assert rows[0] == pytest.approx(rows[1])
+    assert second.data.forecast["layer"].max() == 1
+    assert not (second.data.forecast["layer"] == 0).any()
+    assert steps[0].what.startswith("opening")
+    work = [step for step in steps[: len(steps) // 2 + 1] if step.what.endswith("layers run")]
+    assert len({step.total for step in work[:8]}) == 1
+    assert work[0].done > 0
+    ends = [step for step in steps if step.what.startswith("replacements")]
+    assert ends[-1].done == ends[-1].total  # neither more nor less than was announced

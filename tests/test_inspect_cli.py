@@ -24,6 +24,7 @@ from checkpoints import Hub, tiny_model
 from pages import Page
 from querykey.checkpoint import files as files_module
 from querykey.checkpoint.reading import Checkpoint
+from querykey.cli import inspect as inspect_cli
 from querykey.cli import main
 from test_inspect import minilm
 
@@ -365,3 +366,24 @@ class Bomb:
 def code(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps({"a": Bomb()}))
+
+
+def test_chosen_layers_alone_are_inspected(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = querykey.inspect(saved / "llama")
+    assert main(["inspect", str(saved / "llama"), "--layers", "1-3", "--per", "head", "--format", "csv"]) == 0
+    chosen = pd.read_csv(io.StringIO(capsys.readouterr().out))
+    expected = whole[whole["layer"] == 1].reset_index(drop=True)
+    pd.testing.assert_frame_equal(chosen, expected, check_dtype=False, rtol=1e-15)
+    assert main(["inspect", str(saved / "llama"), "--layers", "7"]) == 2
+    assert "has no attention in the layers [7]; its layers are 0 to 1" in capsys.readouterr().err
+
+
+def test_a_range_of_layers_and_a_device_that_is_not_there_are_refused(
+    saved: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert inspect_cli.numbers("0-2,5, 7-7") == [0, 1, 2, 5, 7]
+    for wrong in ("", "a", "3-1", "1-x", "-2"):
+        with pytest.raises(ValueError, match="such as 0-5,8"):
+            inspect_cli.numbers(wrong)
+    assert main(["inspect", str(saved / "llama"), "--device", "abacus"]) == 2
+    assert "there is no device 'abacus' here" in capsys.readouterr().err

@@ -9,7 +9,7 @@ for layer in range(len(checkpoint.layers)):
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -113,6 +113,18 @@ class Checkpoint:
         self.place, self.revision, self.config, self.files = place, revision, config, files
         self.layers, self.cross, self.skipped = model_map.layers, model_map.cross, model_map.skipped
         self._store, self._parameters = parameters.store, parameters
+
+    def only(self, numbers: Collection[int]) -> Checkpoint:
+        """The checkpoint with only the layers that have one of these `numbers`. Raises ValueError if there is none."""
+        kept = [tuple(layer for layer in kind if layer.number in numbers) for kind in (self.layers, self.cross)]
+        if not any(kept):
+            there = [layer.number for layer in (*self.layers, *self.cross)]
+            raise ValueError(
+                f"'{self.place}' has no attention in the layers {sorted(numbers)}; its layers are {min(there)} to "
+                f"{max(there)}"
+            )
+        found = ModelMap(kept[0], self.skipped, kept[1])
+        return Checkpoint(self.place, self.revision, self.config, found, self._parameters, self.files)
 
     def before(self) -> Checkpoint | None:
         """The checkpoint without its adapter; None if it has none."""

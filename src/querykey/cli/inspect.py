@@ -63,10 +63,30 @@ def add_to(commands: Any) -> None:
         metavar="N",
         help="pieces of each text to read (default: 32)",
     )
+    parser.add_argument(
+        "--layers",
+        type=reading(numbers),
+        metavar="NUMBERS",
+        help="the model's own numbers of the layers to inspect and to replace, such as 0-5,8 (default: all)",
+    )
+    parser.add_argument(
+        "--device", default="cpu", metavar="NAME", help="what the model reads the text on, such as cuda (default: cpu)"
+    )
     parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit, for repositories")
     parser.add_argument(
         "--trust-remote-code", action="store_true", help="run code that comes with a checkpoint (never done otherwise)"
     )
+
+
+def numbers(text: str) -> list[int]:
+    """The numbers of `0-5,8`. Raises ValueError for another form."""
+    found: list[int] = []
+    for part in text.split(","):
+        first, _, last = part.strip().partition("-")
+        if not first.isdecimal() or (last and not last.isdecimal()) or int(last or first) < int(first):
+            raise ValueError(f"expected numbers of layers such as 0-5,8, not {text!r}")
+        found += range(int(first), int(last or first) + 1)
+    return found
 
 
 def _run(chosen: argparse.Namespace) -> int:
@@ -109,6 +129,8 @@ def _examined(path: str, chosen: argparse.Namespace, told: Any) -> Inspection:
             context=chosen.context,
             forecast=chosen.forecast,
             pieces=chosen.pieces,
+            layers=chosen.layers,
+            device=chosen.device,
             revision=chosen.revision,
             trust_remote_code=chosen.trust_remote_code,
             watch=lambda step: progress(step.what, step.done, step.total),

@@ -6,7 +6,7 @@ own for calibration, that is the first half of the pieces and the second.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,17 +18,18 @@ from torch import Tensor
 
 from querykey.bilinear import best_signed, best_tied, best_tied_rotary, null
 from querykey.inspection.behaviour import BEHAVIOUR, behaviour, blind, mean
-from querykey.inspection.forecast import REPLACEMENTS, Per, Yardstick, batches, forecast
+from querykey.inspection.forecast import REPLACEMENTS, Per, Yardstick, batches, each_layer, forecast, layers_run
 from querykey.inspection.measures import with_null
 from querykey.inspection.text import pieces
 from querykey.machine import one_thread
 from querykey.models.huggingface import HuggingFaceModel
 from querykey.models.moments import Moments
 from querykey.models.rotation import rotary_form
-from querykey.models.trace import LayerTrace, Trace
+from querykey.models.trace import LayerTrace
 
 ON_DATA = ("symmetry", "effective_rank", "distance")
 EFFECTS = ("cosine", "perplexity")
+MEASURED = 2  # the measures of a layer take about as long as two layers on one batch
 Watch = Callable[[str, int, int], None]
 
 
@@ -81,29 +82,47 @@ def on_text(model: HuggingFaceModel, reading: Reading, *, per: Per, window: int 
     """Run the model on a text; see `Data`."""
     calibration, measured = reading.tokens(model)
     fitted, seen = _moments(model), _Seen(model)
-    steps = batches(model, calibration)
-    for done, batch in enumerate(steps, start=1):
-        _add(fitted, model, model.trace(batch))
-        watch("calibration text", done, len(steps))
-
-    def read(trace: Trace, *step: int) -> None:
-        seen.add(trace)
-        watch("text", *step)
-
-    yardstick = Yardstick(model, measured, read)
     free = {number: moments for number, moments in fitted.items() if moments.layer.positions != "other"}
+    steps, others, depth = batches(model, calibration), len(batches(model, measured)), len(model.layers)
+    work = depth * (len(steps) + others + MEASURED) + others * sum(layers_run(model, free, per))
+    count = _Count(watch, work)
+
+    def fit_to(number: int, layer: LayerTrace) -> None:
+        fitted[number].add(layer)
+        count("calibration text", 1)
+
+    def read(number: int, layer: LayerTrace) -> None:
+        seen.add(number, layer)
+        count("text", 1)
+
+    for batch in steps:
+        model.trace(batch, see=each_layer(model, fit_to))
+    yardstick = Yardstick(model, measured, read)
     frames = []
-    for done, (number, moments) in enumerate(seen.moments.items(), start=1):
+    for number, moments in seen.moments.items():
         metric = _in_own_metric(moments, fitted[number], window) if number in free else {}
         columns = metric | seen.behaviour(number)
         frames.append(pd.DataFrame({"module": moments.layer.name, "head": range(moments.layer.query.heads), **columns}))
-        watch("measures on the text", done, len(fitted))
-    effects = forecast(yardstick, free, per=per, watch=partial(watch, "replacements"))
+        count("measures on the text", MEASURED)
+    effects = forecast(yardstick, free, per=per, watch=lambda layers: count("replacements", others * layers))
     heads = pd.concat(frames, ignore_index=True)
     for scope in ("layer", "head"):
         heads = _with_effects(heads, effects, scope)
     dimensions = 2 * max(layer.query.size for layer in model.layers)
     return Data(heads, effects, reading.name, measured.shape[1], calibration.numel(), measured.numel(), dimensions)
+
+
+@dataclass
+class _Count:
+    """Tells `watch` how much of the `total` work is done; the unit is one layer that runs on one batch."""
+
+    watch: Watch
+    total: int
+    done: int = 0
+
+    def __call__(self, what: str, layers: int) -> None:
+        self.done += layers
+        self.watch(f"{what}, layers run", min(self.done, self.total), self.total)
 
 
 def _moments(model: HuggingFaceModel) -> dict[int, Moments]:
@@ -112,29 +131,24 @@ def _moments(model: HuggingFaceModel) -> dict[int, Moments]:
     return {number: Moments(layer, partial(model.output_weights, number)) for number, layer in layers.items()}
 
 
-def _add(moments: Mapping[int, Moments], model: HuggingFaceModel, trace: Trace) -> None:
-    for number, layer in zip(model.numbers, trace.layers, strict=True):
-        moments[number].add(layer)
-
-
 class _Seen:
     """Moments and behaviour of every layer on the text, by its number in the checkpoint."""
 
     def __init__(self, model: HuggingFaceModel) -> None:
         self.model, self.moments = model, _moments(model)
         self._behaviour: dict[int, list[tuple[int, dict[str, Tensor]]]] = {number: [] for number in self.moments}
-        self._last: dict[int, LayerTrace] = {}
+        self._nulls: dict[int, dict[str, float]] = {}
 
-    def add(self, trace: Trace) -> None:
-        """Add one batch."""
-        _add(self.moments, self.model, trace)
-        for number, layer in zip(self.model.numbers, trace.layers, strict=True):
-            self._behaviour[number].append((len(layer.x), behaviour(layer, not self.model.causal)))
-            self._last[number] = layer
+    def add(self, number: int, layer: LayerTrace) -> None:
+        """Add one batch of the layer with this number in the checkpoint."""
+        self.moments[number].add(layer)
+        self._behaviour[number].append((len(layer.x), behaviour(layer, not self.model.causal)))
+        if number not in self._nulls:
+            self._nulls[number] = blind(layer, not self.model.causal, torch.Generator().manual_seed(0))
 
     def behaviour(self, number: int) -> dict[str, Any]:
         """The columns of `behaviour` with their nulls."""
-        nulls = blind(self._last[number], not self.model.causal, torch.Generator().manual_seed(0))
+        nulls = self._nulls[number]
         values = mean(self._behaviour[number])
         columns: dict[str, Any] = {}
         for name in (name for name in BEHAVIOUR if name in values):

@@ -23,7 +23,7 @@ from querykey.models.intervention import Interventions
 from querykey.models.moments import Moments
 from querykey.models.replacements import Kind, Replacements
 from querykey.models.resume import Start
-from querykey.models.trace import Trace
+from querykey.models.trace import LayerTrace
 
 REPLACEMENTS: tuple[Kind, ...] = ("tied", "signed", "core", "key_value")
 COMPARISONS: tuple[Kind, ...] = ("copied", "uniform")
@@ -54,23 +54,21 @@ class _Batch:
 class Yardstick:
     """The output of a model as it is on some pieces of text, with which others are compared.
 
-    `watch` gets the trace of each batch, its number from 1, and the number of batches.
+    `see` gets the number in the checkpoint and the trace of each layer, as it has run on a batch.
     """
 
     def __init__(
         self,
         model: HuggingFaceModel,
         ids: Int[Tensor, "pieces length"],
-        watch: Callable[[Trace, int, int], object] = lambda trace, done, total: None,
+        see: Callable[[int, LayerTrace], None] = lambda number, layer: None,
     ) -> None:
         self.model, self.scored = model, False
         self._batches: list[_Batch] = []
-        parts = batches(model, ids)
-        for done, batch in enumerate(parts, start=1):
-            trace, start = model.start(batch)
+        for batch in batches(model, ids):
+            trace, start = model.start(batch, each_layer(model, see))
             self.scored = model.causal and trace.logits is not None
             self._batches.append(_Batch(batch, trace.hidden, start))
-            watch(trace, done, len(parts))
 
     def effect(self, interventions: Interventions) -> Effect:
         """The effect of these interventions."""
@@ -80,10 +78,19 @@ class Yardstick:
             cosines.append(F.cosine_similarity(found.hidden, batch.hidden, dim=-1).flatten())
             pooled.append(F.cosine_similarity(found.hidden.mean(1), batch.hidden.mean(1), dim=-1))
             if self.scored and found.logits is not None:
-                logits, following = found.logits[:, :-1].flatten(0, 1), batch.ids[:, 1:].flatten()
+                logits, following = (
+                    found.logits[:, :-1].flatten(0, 1),
+                    batch.ids[:, 1:].flatten().to(found.logits.device),
+                )
                 losses.append(F.cross_entropy(logits, following, reduction="none"))
         perplexity = math.exp(torch.cat(losses).double().mean()) if losses else math.nan
         return Effect(float(torch.cat(cosines).mean()), float(torch.cat(pooled).mean()), perplexity)
+
+
+def each_layer(model: HuggingFaceModel, see: Callable[[int, LayerTrace], None]) -> Callable[[LayerTrace], None]:
+    """A function for one pass that hands each layer to `see` with its number in the checkpoint."""
+    running = iter(model.numbers)
+    return lambda layer: see(next(running), layer)
 
 
 def batches(model: HuggingFaceModel, ids: Int[Tensor, "pieces length"]) -> tuple[Tensor, ...]:
@@ -98,33 +105,41 @@ def forecast(
     fitted: Mapping[int, Moments],
     *,
     per: Per = "all",
-    watch: Callable[[int, int], None] = lambda done, total: None,
+    watch: Callable[[int], None] = lambda layers: None,
 ) -> pd.DataFrame:
     """A row for every replacement of all heads at once, then of every layer or head.
 
     `fitted` has moments by the number of the layer in the checkpoint; layers that are used several times are replaced
     everywhere, and those that `fitted` leaves out nowhere. Columns ``scope`` ("none", "all", "layer", "head"),
     ``layer``, ``head`` (−1 where it is not one), ``replacement`` and those of `Effect`; the first row is the model as
-    it is, and the only one where nothing has been fitted. ``module`` is that of the layer, or empty.
+    it is, and the only one where nothing has been fitted. ``module`` is that of the layer, or
+    empty. After each row `watch` gets its number of `layers_run`.
     """
     places = [(at, n) for at, n in enumerate(yardstick.model.numbers) if n in fitted]
     replacements = Replacements({at: fitted[n] for at, n in places})
-    todo = list(_todo(fitted, per)) if fitted else []
     nothing = {"scope": "none", "module": "", "layer": -1, "head": -1, "replacement": ""}
     rows = [nothing | yardstick.effect({})._asdict()]
-    for done, (scope, layer, head, kind) in enumerate(todo, start=1):
+    for (scope, layer, head, kind), layers in zip(
+        _todo(fitted, per), layers_run(yardstick.model, fitted, per), strict=True
+    ):
         chosen = [(at, None if head < 0 else head) for at, n in places if layer in (-1, n)]
         effect = yardstick.effect(replacements.interventions(kind, chosen))
         module, number = ("", -1) if layer < 0 else (fitted[layer].layer.name, fitted[layer].layer.number)
         what = {"scope": scope, "module": module, "layer": number, "head": head, "replacement": kind}
         rows.append(what | effect._asdict())
-        watch(done, len(todo))
+        watch(layers)
     return pd.DataFrame(rows)
+
+
+def layers_run(model: HuggingFaceModel, fitted: Mapping[int, Moments], per: Per) -> list[int]:
+    """For each replacement of `forecast` the number of layers that run on each batch."""
+    first = {number: place for place, number in reversed([*enumerate(model.numbers)])}
+    return [len(model.layers) - first.get(layer, 0) for _, layer, _, _ in _todo(fitted, per)]
 
 
 def _todo(fitted: Mapping[int, Moments], per: Per) -> Iterator[tuple[str, int, int, Kind]]:
     """Scope, layer, head and kind of each replacement."""
-    if per == "none":
+    if per == "none" or not fitted:
         return
     for kind in (*REPLACEMENTS, *COMPARISONS):
         yield "all", -1, -1, kind
@@ -132,4 +147,6 @@ def _todo(fitted: Mapping[int, Moments], per: Per) -> Iterator[tuple[str, int, i
         if per == "layer":
             yield from (("layer", number, -1, kind) for kind in REPLACEMENTS)
         elif per == "head":
-            yield from (("head", number, head, kind) for head in range(len(moments.mean)) for kind in REPLACEMENTS)
+            yield from (
+                ("head", number, head, kind) for head in range(moments.layer.query.heads) for kind in REPLACEMENTS
+            )

@@ -8,16 +8,18 @@ heads.groupby("layer")[["symmetry", "tied_share"]].median()
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import torch
 from torch import nn
 
 from querykey.checkpoint import Checkpoint, open_checkpoint, open_module
+from querykey.checkpoint.files import first_line
 from querykey.inspection.changes import changes
 from querykey.inspection.data import Data, Reading, on_text
 from querykey.inspection.forecast import Per
@@ -75,6 +77,8 @@ def inspect(
     forecast: Per = "all",
     context: int = Reading.context,
     pieces: int = Reading.pieces,
+    layers: Collection[int] | None = None,
+    device: str = "cpu",
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> pd.DataFrame:
@@ -91,6 +95,8 @@ def inspect(
             longer, or nothing ("none").
         context: tokens in a piece of text.
         pieces: how many pieces of each text the model reads.
+        layers: the model's own numbers of the layers to inspect and to replace; None for all.
+        device: what the model reads the text on, such as "cuda".
         revision: branch, tag or commit of a repository.
         trust_remote_code: run code that the checkpoint brings along; without it such a checkpoint is refused.
 
@@ -119,6 +125,8 @@ def inspect(
         forecast=forecast,
         context=context,
         pieces=pieces,
+        layers=layers,
+        device=device,
         revision=revision,
         trust_remote_code=trust_remote_code,
     )
@@ -134,19 +142,24 @@ def examine(
     forecast: Per = "all",
     context: int = Reading.context,
     pieces: int = Reading.pieces,
+    layers: Collection[int] | None = None,
+    device: str = "cpu",
     revision: str | None = None,
     trust_remote_code: bool = False,
     watch: Watch = lambda _: None,
 ) -> Inspection:
-    """As `inspect`, with spectra and the circumstances; `watch` is called after every step."""
+    """As `inspect`, with spectra and the circumstances; `watch` is called before the first step and after every one."""
     start = time.perf_counter()
     if isinstance(model, nn.Module) and text is not None:
         raise ValueError("a module in memory has no tokenizer; save it with one, and give the folder to read a text")
+    _check(device)
     reading = _reading(text, calibrate, context, pieces)
+    watch(Progress("opening, libraries included", 0, 1))
     if isinstance(model, nn.Module):
         checkpoint = open_module(model, inputs)
     else:
         checkpoint = open_checkpoint(model, revision, trust_remote_code)
+    checkpoint = checkpoint if layers is None else checkpoint.only(layers)
     nulls, window = Nulls(), _window(checkpoint)
     frames: list[pd.DataFrame] = []
     spectra: list[tuple[np.ndarray, np.ndarray]] = []
@@ -163,7 +176,8 @@ def examine(
     heads, bytes_read = pd.concat(frames, ignore_index=True), checkpoint.bytes_read
     data = None
     if reading is not None:
-        running = open_model(checkpoint, trust_remote_code=trust_remote_code)
+        watch(Progress("loading the model", 0, 1))
+        running = open_model(checkpoint, trust_remote_code=trust_remote_code, device=device)
         data = on_text(running, reading, per=forecast, window=window, watch=lambda *step: watch(Progress(*step)))
         heads = heads.merge(data.heads, on=["module", "head"], how="left")
     shapes = set(zip(heads["dim"], heads["head_dim"], strict=True))
@@ -182,6 +196,14 @@ def examine(
         bytes_in_all=checkpoint.size,
         seconds=time.perf_counter() - start,
     )
+
+
+def _check(device: str) -> None:
+    """Raise ValueError for a device that this machine, or this build of torch, does not have."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"there is no device {device!r} here ({first_line(error)}); give cpu, cuda or mps") from None
 
 
 def _reading(text: str | Path | None, calibrate: str | Path | None, context: int, pieces: int) -> Reading | None:

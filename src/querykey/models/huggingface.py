@@ -45,6 +45,7 @@ def open_model(
     revision: str | None = None,
     trust_remote_code: bool = False,
     dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
 ) -> HuggingFaceModel:
     """Load the whole model of an open checkpoint, of a folder or of a repository on the Hub, to run it on text.
 
@@ -63,7 +64,8 @@ def open_model(
                 attn_implementation=NAME,
                 experts_implementation="eager",
             )
-            return HuggingFaceModel(checkpoint, model.eval().requires_grad_(False), trust_remote_code)
+            model = model.to(device).eval().requires_grad_(False)
+            return HuggingFaceModel(checkpoint, model, trust_remote_code)
         except CheckpointError:
             raise
         except Exception as error:  # the library raises what it likes
@@ -178,11 +180,13 @@ class HuggingFaceModel:
         now.see = see or now.layers.append
         return self._run(now, ids, attention_mask).trace
 
-    def start(self, ids: Int[Tensor, "batch length"]) -> tuple[Trace, Start]:
-        """The trace of these tokens without interventions, and what other passes on them can start from."""
+    def start(
+        self, ids: Int[Tensor, "batch length"], see: Callable[[LayerTrace], None] | None = None
+    ) -> tuple[Trace, Start]:
+        """As `trace` without interventions, and what other passes on these tokens can start from."""
         blocks = Counter(Start(), self._blocks)
         now = _Pass(blocks=blocks)
-        now.see = now.layers.append
+        now.see = see or now.layers.append
         return self._run(now, ids).trace, blocks.start
 
     def output(
@@ -200,7 +204,8 @@ class HuggingFaceModel:
 
     def _run(self, now: _Pass, ids: Tensor, mask: Tensor | None = None, logits: bool = True) -> _Pass:
         intervention.check(now.interventions, self.layers)
-        model, mask = self._whole if logits else self._stack, torch.ones_like(ids) if mask is None else mask
+        model, ids = self._whole if logits else self._stack, ids.to(self.model.device)
+        mask = torch.ones_like(ids) if mask is None else mask.to(ids.device)
         with (
             LOCK,
             attention_function(NAME, self._attend),

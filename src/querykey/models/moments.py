@@ -46,11 +46,11 @@ class Moments:
         """Add one batch."""
         q, k = (rotated(x, self.layer.rotary, -1) for x in (trace.query, trace.key))
         together = torch.cat([q, k, trace.value], -1).transpose(0, 1).flatten(1, 2).double()  # heads, tokens, sizes
-        self._sum = self._sum + together.sum(1)
-        self._square = self._square + together.mT @ together
-        self._norms = self._norms + torch.stack([x.norm(dim=-1).double().sum((0, 2)) for x in (q, k)])
+        self._sum = self._sum + together.sum(1).cpu()
+        self._square = self._square + (together.mT @ together).cpu()
+        self._norms = self._norms + torch.stack([x.norm(dim=-1).double().sum((0, 2)) for x in (q, k)]).cpu()
         self.tokens += together.shape[1]
-        self._inputs.append(trace.x.flatten(0, -2))
+        self._inputs.append(trace.x.flatten(0, -2).cpu())
 
     @property
     def head_dim(self) -> int:
