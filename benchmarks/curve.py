@@ -74,7 +74,7 @@ def measure(chosen: argparse.Namespace, draw: int) -> None:
     before = time.process_time()
     fitted = fit(
         model, tokenizer, share=chosen.share, texts=chosen.calibrate, windows=chosen.windows, length=chosen.length,
-        seed=draw, state=chosen.out.with_suffix(f".{chosen.share}-{draw}.safetensors"), watch=said,
+        seed=draw, state=chosen.out.with_suffix(f".{chosen.share}-{draw}.state"), watch=said,
     )  # fmt: skip
     fitting = time.process_time() - before
     model.to(getattr(torch, chosen.dtype))

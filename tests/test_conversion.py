@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ from transformers import (
 import querykey.conversion.convert as conversion
 from conversions import FAMILIES, SIZES, byte_tokenizer, tiny, tokens
 from querykey.cli import main
-from querykey.conversion.calibrate import calibrate
+from querykey.conversion.calibrate import calibrate, memory_needed
 from querykey.conversion.convert import Conversion, convert
 from querykey.conversion.evaluate import evaluate, paired_ratio
 from querykey.conversion.heal import divergence, heal
@@ -34,7 +35,7 @@ from querykey.conversion.layers import ConversionError, shared_layers
 from querykey.conversion.save import load
 from querykey.conversion.texts import Text, calibration_texts, check_apart, read_texts
 
-SMALL = {"windows": 4, "length": 32}
+SMALL = {"windows": 4, "length": 32, "calibration": [Path(__file__)]}  # any text
 
 
 def logits(model, ids: Tensor, **options) -> Tensor:
@@ -106,6 +107,7 @@ def test_the_cache_holds_one_latent_per_layer_and_nothing_else(half):
         {"num_beams": 3},
         {"cache_implementation": "static", "disable_compile": True},
         {"prompt_lookup_num_tokens": 3},
+        {"assistant_model": "the original"},
         {"do_sample": True, "top_k": 9},
     ],
     ids=lambda how: next(iter(how)),
@@ -114,13 +116,16 @@ def test_the_cache_holds_one_latent_per_layer_and_nothing_else(half):
 def test_generation_is_the_same_with_and_without_a_cache(family, how):
     model, ids = converted(family).model, tokens(batch=1, length=13)
     options = {"max_new_tokens": 12, "do_sample": False} | how
+    if "assistant_model" in how:
+        options["assistant_model"] = tiny(family)
 
     def said(**more) -> Tensor:
         torch.manual_seed(3)
         return model.generate(ids, **options | more)
 
     cached = said()
-    options = {key: options[key] for key in options if key not in ("cache_implementation", "prompt_lookup_num_tokens")}
+    only = ("cache_implementation", "prompt_lookup_num_tokens", "assistant_model")  # with a cache
+    options = {key: options[key] for key in options if key not in only}
     assert torch.equal(cached, said(use_cache=False))
 
 
@@ -132,6 +137,17 @@ def test_a_static_cache_holds_the_latent(half):
     rest = model(ids[:, 5:], past_key_values=cache, use_cache=True).logits
     torch.testing.assert_close(torch.cat([first, rest], 1).detach(), whole, rtol=0, atol=1e-7)
     assert [layer.keys.shape for layer in cache.layers] == [(2, 1, 16, rank) for rank in half.ranks]
+
+
+def test_packed_sequences_are_not_cached(half):
+    """Positions of cached tokens are counted back from the newest: right for padding on the left, wrong for these."""
+    model, ids = half.model, tokens(batch=1, length=7)
+    packed = torch.tensor([[0, 1, 2, 3, 0, 1, 2]])
+    assert model(ids, position_ids=packed, use_cache=False).logits.isfinite().all()
+    with pytest.raises(ValueError, match="do not follow one another"):
+        model(ids, position_ids=packed, use_cache=True)
+    for padded in ([1, 1, 1, 0, 1, 2, 3], [0, 0, 0, 0, 1, 2, 3]):
+        assert model(ids, position_ids=torch.tensor([padded]), use_cache=True).past_key_values.get_seq_length() == 7
 
 
 def test_a_cache_is_cropped(half):
@@ -192,10 +208,51 @@ def test_calibration_leaves_the_model_alone():
     assert not model.model.layers[0].self_attn.k_proj._forward_hooks
 
 
+def test_moments_on_disk_are_those_in_memory(tmp_path, monkeypatch):
+    model = tiny()
+    layers, windows = shared_layers(model, "kv"), tokens(batch=2, length=16)
+    expected = calibrate(model, layers, windows)
+    assert conversion.moments_folder(layers, tmp_path / "state") is None
+    needed = memory_needed(layers)
+    assert needed == sum(x.nbytes for moment in expected for x in moment.tensors().values())
+    monkeypatch.setattr(conversion, "enough_memory", lambda size: size < needed)
+    assert conversion.moments_folder(layers, tmp_path / "state") == tmp_path
+    found = calibrate(model, layers, windows, state=tmp_path / "state", folder=tmp_path)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a.tensors(), b.tensors(), rtol=0, atol=0)
+    assert [path.name for path in tmp_path.iterdir()] == ["state"]  # what is mapped has no name
+    again = calibrate(model, layers, windows, state=tmp_path / "state", watch=lambda *_: pytest.fail("nothing is left"))
+    torch.testing.assert_close(again[1].tensors(), expected[1].tensors(), rtol=0, atol=0)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1))
+    with pytest.raises(ConversionError, match=r"moments of calibration needs .* bytes of disk, and 1 are free"):
+        conversion.moments_folder(layers, tmp_path / "state")
+
+
+def test_all_but_the_shared_projections_stays_as_it_is(half):
+    """No refit of W_O, which made whole conversions worse, and no biases from centring."""
+    before = dict(tiny().named_parameters())
+    after = dict(half.model.named_parameters())
+    made = {name for name in after if "kv_proj" in name or "k_proj" in name or "v_proj" in name}
+    assert {name.rpartition(".")[2] for name in made} == {"weight"}
+    assert all(torch.equal(after[name], before[name]) for name in after.keys() - made)
+    assert any("o_proj" in name for name in after.keys() - made)
+
+
+def test_what_makes_a_calibration_uncertain_is_said(half):
+    def said(windows: int, kinds: int, widest: int) -> list[str]:
+        texts = [Text(str(n), torch.zeros(windows, 512, dtype=torch.int64)) for n in range(kinds)]
+        return conversion.doubts(conversion.Fitted(half.model, None, "kv", [], [], texts, 0), widest)
+
+    assert said(16, 3, 240) == []
+    assert "24,000" in said(15, 3, 200)[0]
+    assert "fewer than three kinds" in said(48, 1, 200)[0]
+    assert "100 for each of the 300 dimensions" in said(16, 3, 300)[0]
+
+
 def test_calibration_resumes_where_it_was_stopped(tmp_path, monkeypatch):
     monkeypatch.setattr("querykey.conversion.calibrate.SAVED_EVERY", 2)
     model = tiny()
-    layers, windows, state = shared_layers(model, "kv"), tokens(batch=6, length=16), tmp_path / "state.safetensors"
+    layers, windows, state = shared_layers(model, "kv"), tokens(batch=6, length=16), tmp_path / "state"
     expected = calibrate(model, layers, windows, seed=2)
 
     def stop(what: str, done: int, total: int) -> None:
@@ -213,6 +270,19 @@ def test_calibration_resumes_where_it_was_stopped(tmp_path, monkeypatch):
     steps.clear()
     calibrate(model, layers, windows, seed=3, state=state, watch=lambda _, done, __: steps.append(done))
     assert steps[0] == 1  # another seed is another calibration
+
+
+def test_weights_that_cannot_be_fitted_are_named_with_what_can_share_instead():
+    class Packed(torch.nn.Module):
+        """Stands for a projection of a library of quantised weights."""
+
+        weight = torch.zeros(24, 48, dtype=torch.int8)
+
+    model = tiny()
+    model.model.layers[1].self_attn.v_proj = Packed()
+    with pytest.raises(ConversionError, match=r"v_proj is a Packed.*plain linear.* dequantise .*; qk can share here"):
+        shared_layers(model, "kv")
+    assert len(shared_layers(model, "qk")) == 2
 
 
 def test_values_that_are_not_finite_name_their_layer():
@@ -307,6 +377,7 @@ torch.save((model(ids).logits.detach(), out.sequences, width), folder + "/../out
 """
 
 
+@pytest.mark.slow
 def test_a_self_contained_folder_needs_no_querykey(half, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
     ids = tokens()
@@ -319,6 +390,7 @@ def test_a_self_contained_folder_needs_no_querykey(half, tmp_path, monkeypatch):
     assert width == half.ranks[0]
 
 
+@pytest.mark.slow
 def test_without_querykey_a_folder_is_refused_and_not_loaded_wrongly(half, tmp_path):
     half.save(tmp_path / "model")
     script = "import sys, transformers; transformers.AutoModelForCausalLM.from_pretrained(sys.argv[1])"
@@ -422,6 +494,7 @@ def test_healing_that_makes_a_text_worse_is_not_kept(texts, tmp_path):
         assert torch.equal(x, expected)
 
 
+@pytest.mark.slow
 def test_healing_resumes(texts, tmp_path):
     def stop(what: str, done: int, total: int) -> None:
         if (what, done) == ("steps of healing", 7):
@@ -493,6 +566,41 @@ def test_a_wrong_input_gets_one_sentence(places, capsys, words, sentence):
     assert [line for line in said if line.startswith("querykey: ")] == [said[-1]]
     assert sentence in said[-1]
     assert not Path(places["new"]).exists()
+
+
+def test_an_interrupted_command_leaves_nothing_and_resumes(places, tmp_path, capsys, monkeypatch):
+    class Full:
+        free = 1000
+
+    out, text, seen = tmp_path / "out", tmp_path / "a.txt", []
+    text.write_text("Words to calibrate on. " * 99)
+    words = [
+        "convert",
+        places["model"],
+        "--out",
+        str(out),
+        "--calibrate",
+        str(text),
+        "--windows",
+        "3",
+        "--length",
+        "24",
+    ]
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.disk_usage", lambda _: Full)
+        assert main(words) == 2
+        assert "bytes of disk, and 1,000 are free" in capsys.readouterr().err
+    for place in ("querykey.conversion.convert.fits", "querykey.conversion.fit.install", "torch.save"):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+            assert main(words) == 130
+            assert "the same command resumes" in capsys.readouterr().err
+            assert not out.exists()
+    with monkeypatch.context() as patch:
+        patch.setattr("querykey.conversion.calibrate._backward", lambda *_: seen.append(1))
+        assert main(words) == 0
+    assert not seen  # all windows were on disk
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "a.txt"}
 
 
 def test_the_command_from_model_to_folder(places, tmp_path, capsys):

@@ -16,14 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForCausalLM,
-    Cache,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, Cache, PreTrainedConfig, PreTrainedModel
 
 MODEL_TYPE = "querykey"
 PART = 1024  # cached tokens whose keys and values are made at once: they stay in the processor's cache
@@ -38,6 +31,18 @@ class Rotation:
         self.typed = module is not None and "layer_type" in inspect.signature(module.forward).parameters
         self.newest: Tensor | None = None
         self.known: dict[Any, Any] = {}
+        self.checked: Tensor | None = None
+
+    def check(self, positions: Tensor | None) -> None:
+        """Raises ValueError where the positions of a row start anew: on reading, they are counted from the newest."""
+        if positions is None or positions is self.checked or torch.compiler.is_compiling():
+            return
+        self.checked, follows = positions, positions.diff(dim=-1) == 1
+        if (follows[..., :-1] & ~follows[..., 1:]).any():  # padding comes first
+            raise ValueError(
+                "a cache of latents was given positions that do not follow one another; expected one sequence a row, "
+                "padded on the left: run packed sequences with use_cache=False"
+            )
 
     def angles(self, newest: Tensor, first: Any, held: Tensor, attention: Any) -> Any:
         """Cosines and sines for `held` tokens that follow one another.
@@ -74,17 +79,6 @@ class FromLatent(nn.Linear):
         """`latent @ weightᵀ + bias`."""
         assert self.shared.latent is not None
         return super().forward(self.shared.latent)
-
-
-class AsLatent(nn.Module):
-    """The latent itself in place of a projection."""
-
-    shared: Shared
-
-    def forward(self, input: Tensor) -> Tensor:
-        """The latent."""
-        assert self.shared.latent is not None
-        return self.shared.latent
 
 
 class Kept(nn.Linear):
@@ -137,14 +131,10 @@ class LatentAttention(nn.Module):
         shared = self.shared
         shared.latent = getattr(self, self.latent_name)(hidden_states)
         try:
-            if shared.cached:
-                shown = [LatentCache(self, one, args, kwargs) if isinstance(one, Cache) else one for one in args]
-                named = {
-                    name: LatentCache(self, one, args, kwargs) if isinstance(one, Cache) else one
-                    for name, one in kwargs.items()
-                }
-                return super().forward(hidden_states, *shown, **named)
-            return super().forward(hidden_states, *args, **kwargs)
+            if not shared.cached:
+                return super().forward(hidden_states, *args, **kwargs)
+            shown, named = with_caches(args, kwargs, lambda cache: LatentCache(self, cache, args, kwargs))
+            return super().forward(hidden_states, *shown, **named)
         finally:
             shared.latent = None
 
@@ -166,11 +156,10 @@ class LatentAttention(nn.Module):
         """Keys and values of a part: the model's own attention, run up to where it asks its cache."""
         shared, outer = self.shared, self.shared.latent
         stub = latent.new_zeros(1).expand(*latent.shape[:-1], getattr(self, self.latent_name).in_features)
-        more = [Caught() if isinstance(one, Cache) else one for one in args]
-        given = {name: Caught() if isinstance(one, Cache) else one for name, one in kwargs.items()}
+        args_, kwargs_ = with_caches(args, kwargs, lambda _: Caught())
         shared.latent, shared.reading = latent, True
         try:
-            super().forward(stub, *more, **given)
+            super().forward(stub, *args_, **kwargs_)
         except Caught as caught:
             return caught.key, caught.value
         except RuntimeError:
@@ -180,6 +169,12 @@ class LatentAttention(nn.Module):
         finally:
             shared.latent, shared.reading = outer, False
         return self._made(latent, args, kwargs)
+
+
+def with_caches(args: Any, kwargs: dict[str, Any], stand_in: Any) -> tuple[list[Any], dict[str, Any]]:
+    """Arguments of a call, with what `stand_in` gives for a cache in its place."""
+    found = [stand_in(one) if isinstance(one, Cache) else one for one in (*args, *kwargs.values())]
+    return found[: len(args)], dict(zip(kwargs, found[len(args) :], strict=True))
 
 
 class LatentCache:
@@ -196,12 +191,13 @@ class LatentCache:
         assert self.attention.shared.latent is not None
         latent = self.attention.shared.latent[:, None]
         length = latent.shape[-2]
+        args_, kwargs_ = self.given
+        self.attention.shared.rotation.check(kwargs_.get("position_ids"))
         _, first = self.cache.get_mask_sizes(length, layer_idx)
         first = first - self.cache.get_seq_length(layer_idx) - length + 1  # counted from the newest token
         held, _ = self.cache.update(latent, latent[..., :0], layer_idx, *args, **kwargs)
         if held.shape[-2] == length:
             return key, value  # there are no earlier tokens
-        args_, kwargs_ = self.given
         angles, newest = None, kwargs_.get("position_ids")
         if "position_embeddings" in kwargs_ and newest is not None:
             angles = self.attention.shared.rotation.angles(newest, first, held[:, 0], self.attention)
@@ -224,12 +220,10 @@ def share_attention(attention: nn.Module, rank: int, plan: dict[str, Any], rotat
     first = next(iter(plan["latent"]))
     old = attention.get_submodule(first).get_parameter("weight")
     like: Any = {"device": old.device, "dtype": old.dtype}
-    attention.add_module(plan["name"], nn.Linear(plan["dim"], rank, bias=plan.get("latent_bias", False), **like))
+    attention.add_module(plan["name"], nn.Linear(plan["dim"], rank, bias=False, **like))
     for name, rows in plan["latent"].items():
         new: nn.Module
-        if rows.get("identity"):
-            new = AsLatent()
-        elif rows.get("runs"):
+        if rows.get("runs"):
             new = Mixed(plan["dim"], rank, rows["size"], rows["runs"], rows["bias"]).to(**like)
         else:
             new = FromLatent(rank, rows["size"], rows["bias"], **like)
@@ -238,15 +232,17 @@ def share_attention(attention: nn.Module, rank: int, plan: dict[str, Any], rotat
         if type(module := attention.get_submodule(name)) is nn.Linear:
             module.__class__ = Kept
     changed: Any = attention
-    changed.__class__ = latent_class(type(attention))
-    changed.latent_name = plan["name"]
+    kind = type(attention)
+    if kind not in _MADE:
+        _MADE[kind] = type(f"Latent{kind.__name__}", (LatentAttention, kind), {})
+    changed.__class__, changed.latent_name = _MADE[kind], plan["name"]
     connect(attention, shared)
 
 
 def connect(attention: nn.Module, shared: Shared) -> None:
     """Makes `shared` what the modules of one attention layer have in common."""
     for module in attention.modules():
-        if isinstance(module, FromLatent | AsLatent | Kept | LatentAttention):
+        if isinstance(module, FromLatent | Kept | LatentAttention):
             module.shared = shared
 
 
@@ -264,13 +260,6 @@ def install(model: nn.Module, section: dict[str, Any]) -> None:
     for layer in section["layers"]:
         plan = section["plans"][layer["plan"]]
         share_attention(base.get_submodule(layer["module"]), layer["rank"], plan, rotation)
-
-
-def latent_class(attention: type[nn.Module]) -> Any:
-    """The attention class of a model, with the latent."""
-    if attention not in _MADE:
-        _MADE[attention] = type(f"Latent{attention.__name__}", (LatentAttention, attention), {})
-    return _MADE[attention]
 
 
 def converted_config(config: type[PreTrainedConfig]) -> Any:

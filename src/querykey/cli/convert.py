@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,7 +98,7 @@ def _run(chosen: argparse.Namespace) -> int:
         told.print(f"- {sentence}", markup=False)
     conversion.save(chosen.out, plain=chosen.plain, self_contained=chosen.self_contained)
     told.print(f"model: {chosen.out}, report: {report.write(conversion, chosen.out, chosen.length)}", markup=False)
-    _beside(chosen, "calibration.safetensors").unlink(missing_ok=True)
+    _beside(chosen, "calibration").unlink(missing_ok=True)
     return 0
 
 
@@ -119,19 +120,25 @@ def _check(chosen: argparse.Namespace) -> None:
 
 
 def _fitted(chosen: argparse.Namespace, watch: Any) -> tuple[Fitted, list[Any]]:
-    from querykey.conversion import calibrate, convert, layers, source, texts
+    from querykey.conversion import calibrate, convert, layers, save, source, texts
+    from querykey.report.numbers import amount
 
     model, tokenizer = source.open_model(
         chosen.model, dtype=chosen.dtype, device=chosen.device, revision=chosen.revision
     )
-    shared = layers.shared_layers(model, chosen.share)
-    source.check_memory(2 * calibrate.memory_needed(shared), "calibration")
+    shared, state = layers.shared_layers(model, chosen.share), None
+    if not chosen.dry_run:
+        save.check_space(save.model_bytes(model), chosen.out)
+        state = _beside(chosen, "calibration")
+    if folder := convert.moments_folder(shared, state):
+        size = amount(calibrate.memory_needed(shared))
+        print(f"memory is short: {size} bytes of moments are kept on disk, in {folder}", file=sys.stderr)
     evaluation = texts.read_texts(
         chosen.evaluate, tokenizer, windows=convert.EVALUATION, length=chosen.length, seed=chosen.seed
     )
     fitted = convert.fit(
         model, tokenizer, share=chosen.share, texts=chosen.calibrate, windows=chosen.windows, length=chosen.length,
-        seed=chosen.seed, state=None if chosen.dry_run else _beside(chosen, "calibration.safetensors"), watch=watch,
+        seed=chosen.seed, state=state, watch=watch,
     )  # fmt: skip
     return fitted, evaluation
 

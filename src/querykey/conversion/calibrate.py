@@ -5,13 +5,16 @@ any normalisation and rotation), the loss being the model's own surprise at labe
 
     S = E[xᵀx],   S_w = E[|g|² xᵀx] / E[|g|²],   G = E[gᵀg]   (the Fisher information of the outputs).
 
-One window is one forward and one backward pass, by the activations alone: no weight gets a gradient.
+One window is one forward and one backward pass, by the activations alone: no weight gets a gradient. Where memory is
+too small for the sums of all layers, they are kept in files that are mapped into memory, and the system writes them to
+disk as it needs.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +25,6 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from querykey.conversion.layers import ConversionError, SharedLayer
-from querykey.extras import load
 from querykey.report.files import write_atomically
 
 if TYPE_CHECKING:
@@ -33,11 +35,17 @@ SAVED_EVERY = 16  # windows between two states on disk
 
 
 class Moments:
-    """Sums over tokens for one layer; `inputs` is Σ xᵀx, `weighted` Σ |g|² xᵀx and `metric` Σ gᵀg, in float32."""
+    """Sums over tokens for one layer; `inputs` is Σ xᵀx, `weighted` Σ |g|² xᵀx and `metric` Σ gᵀg, in float32.
 
-    def __init__(self, layer: SharedLayer) -> None:
-        self.inputs, self.weighted = torch.zeros(2, layer.dim, layer.dim)
-        self.metric = torch.zeros(layer.outputs, layer.outputs)
+    With a `folder`, they are in a file there that has no name, and that is gone with them.
+    """
+
+    def __init__(self, layer: SharedLayer, folder: Path | None = None) -> None:
+        numbers = _numbers(layer)
+        sums = torch.zeros(numbers) if folder is None else _mapped(numbers, folder)
+        inputs, weighted, metric = sums.split([layer.dim**2, layer.dim**2, layer.outputs**2])
+        self.inputs, self.weighted = inputs.view(layer.dim, -1), weighted.view(layer.dim, -1)
+        self.metric = metric.view(layer.outputs, -1)
         self.tokens = 0
 
     def add(self, x: Float[Tensor, "tokens dim"], g: Float[Tensor, "tokens outputs"]) -> None:
@@ -55,7 +63,7 @@ class Moments:
 
 def memory_needed(layers: Sequence[SharedLayer]) -> int:
     """Bytes of the moments of all layers."""
-    return sum(4 * (2 * layer.dim**2 + layer.outputs**2) for layer in layers)
+    return sum(4 * _numbers(layer) for layer in layers)
 
 
 def calibrate(
@@ -65,14 +73,16 @@ def calibrate(
     *,
     seed: int = 0,
     state: Path | None = None,
+    folder: Path | None = None,
     watch: Watch = lambda what, done, total: None,
 ) -> list[Moments]:
     """The moments of these layers over all windows; labels are drawn with `seed`.
 
-    With a file `state`, what has been gathered is saved there now and then, and a call with the same model, layers,
-    windows and seed goes on from it. Raises ConversionError where an activation or a gradient is not finite.
+    With a file `state` (torch's format, so not named .safetensors), what has been gathered is saved there now and then,
+    and a call with the same model, layers, windows and seed goes on from it. With a `folder`, the sums are kept on disk
+    there, not in memory. Raises ConversionError where an activation or a gradient is not finite.
     """
-    moments = [Moments(layer) for layer in layers]
+    moments = [Moments(layer, folder) for layer in layers]
     key = _key(layers, windows, seed)
     done = _resumed(state, key, moments)
     with _frozen(model), _recorded(layers) as records:
@@ -176,24 +186,36 @@ def _key(layers: Sequence[SharedLayer], windows: Tensor, seed: int) -> str:
     return f"{digest.hexdigest()}-{seed}"
 
 
+def _numbers(layer: SharedLayer) -> int:
+    """In the sums of one layer."""
+    return 2 * layer.dim**2 + layer.outputs**2
+
+
+def _mapped(numbers: int, folder: Path) -> Float[Tensor, " numbers"]:
+    """Zeros in float32 on disk."""
+    with tempfile.NamedTemporaryFile(dir=folder) as file:
+        file.truncate(4 * numbers)
+        return torch.from_file(file.name, shared=True, size=numbers, dtype=torch.float32)
+
+
 def _save(state: Path, key: str, moments: Sequence[Moments], done: int) -> None:
-    tensors = {f"{n}.{name}": tensor for n, moment in enumerate(moments) for name, tensor in moment.tensors().items()}
+    sums = [moment.tensors() for moment in moments]
     with write_atomically(state) as partial:
-        load("safetensors.torch", "inspect").save_file(
-            tensors, partial, metadata={"key": key, "windows": str(done), "tokens": str(moments[0].tokens)}
-        )
+        torch.save({"key": key, "windows": done, "tokens": moments[0].tokens, "moments": sums}, partial)
 
 
 def _resumed(state: Path | None, key: str, moments: Sequence[Moments]) -> int:
     """How many windows the state on disk has, now in `moments`; 0 where there is none, or one of something else."""
     if state is None or not state.exists():
         return 0
-    with load("safetensors", "inspect").safe_open(state, "pt") as found:
-        about = found.metadata() or {}
-        if about.get("key") != key:
-            return 0
-        for number, moment in enumerate(moments):
-            for name, tensor in moment.tensors().items():
-                tensor.copy_(found.get_tensor(f"{number}.{name}"))
-            moment.tokens = int(about["tokens"])
-        return int(about["windows"])
+    try:
+        found = torch.load(state, mmap=True, weights_only=True)
+    except Exception:  # what is no state of this version is written anew
+        return 0
+    if found["key"] != key:
+        return 0
+    for moment, sums in zip(moments, found["moments"], strict=True):
+        for name, tensor in moment.tensors().items():
+            tensor.copy_(sums[name])
+        moment.tokens = found["tokens"]
+    return int(found["windows"])

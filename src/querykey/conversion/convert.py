@@ -6,6 +6,7 @@ conversion.save("out")                          # loads with querykey.load("out"
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,11 +18,12 @@ from torch import Tensor
 
 from querykey import machine
 from querykey.bilinear.latent import LatentFit
-from querykey.conversion.calibrate import Moments, calibrate
+from querykey.conversion.calibrate import Moments, calibrate, memory_needed
 from querykey.conversion.evaluate import TextCost, cache_bytes, evaluate, evaluate_each, log_probabilities
 from querykey.conversion.fit import Switch, fit_layers, ranks
 from querykey.conversion.layers import ConversionError, SharedLayer, shared_layers
-from querykey.conversion.save import save
+from querykey.conversion.save import check_space, save
+from querykey.conversion.source import enough_memory
 from querykey.conversion.texts import Text, calibration_texts, check_apart, read_texts
 
 if TYPE_CHECKING:
@@ -216,11 +218,28 @@ def fit(
     state: Path | None = None,
     watch: Watch = lambda what, done, total: None,
 ) -> Fitted:
-    """Calibrate `model` on texts and fit the latents of every width; the model is as it was afterwards."""
+    """Calibrate `model` on texts and fit the latents of every width; the model is as it was afterwards.
+
+    Where memory is too small for the moments, they are kept on disk, beside `state`.
+    """
     layers = shared_layers(model, share)
+    folder = moments_folder(layers, state)
     read = calibration_texts(texts, model, tokenizer, windows=windows, length=length, seed=seed)
-    moments = calibrate(model, layers, mixed(read), seed=seed, state=state, watch=watch)
+    moments = calibrate(model, layers, mixed(read), seed=seed, state=state, folder=folder, watch=watch)
     return Fitted(model, tokenizer, share, layers, fits(layers, moments, watch), read, seed)
+
+
+def moments_folder(layers: Sequence[SharedLayer], state: Path | None) -> Path | None:
+    """Where the moments of these layers are to be kept: None for in memory, which has to hold half as much again.
+
+    Raises ConversionError where neither memory nor disk can hold them.
+    """
+    needed = memory_needed(layers)
+    if enough_memory(needed + needed // 2):
+        return None
+    folder = state.absolute().parent if state else Path(tempfile.gettempdir())
+    check_space(2 * needed, folder, "the moments of calibration")
+    return folder
 
 
 def fits(layers: Sequence[SharedLayer], moments: Sequence[Moments], watch: Watch) -> list[LatentFit]:

@@ -94,7 +94,11 @@ def shared_layers(model: PreTrainedModel, share: str) -> list[SharedLayer]:
         name, reason = found.skipped[0]
         raise ConversionError(f"layer {name} of this model cannot be followed: {reason}; expected projections of x")
     base = getattr(model, model.base_model_prefix, model)
-    return [_shared_layer(base, layer, share) for layer in found.layers]
+    try:
+        return [_shared_layer(base, layer, share) for layer in found.layers]
+    except ConversionError as error:
+        others = [other for other in ROLES if other != share and _holds(base, found.layers, other)]
+        raise ConversionError(f"{error}; {' and '.join(others)} can share here" if others else str(error)) from None
 
 
 def out_by_in(module: nn.Module) -> Float[Tensor, "out in"]:
@@ -102,6 +106,14 @@ def out_by_in(module: nn.Module) -> Float[Tensor, "out in"]:
     weight = module.weight
     assert isinstance(weight, Tensor)
     return weight if isinstance(module, nn.Linear) else weight.T
+
+
+def _holds(base: nn.Module, layers: Sequence[HeadMap], share: str) -> bool:
+    """Whether these roles can share in all layers."""
+    try:
+        return bool([_shared_layer(base, layer, share) for layer in layers])
+    except ConversionError:
+        return False
 
 
 def _shared_layer(base: nn.Module, layer: HeadMap, share: str) -> SharedLayer:

@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM
 from querykey import modeling
 from querykey.conversion.fit import Switch
 from querykey.conversion.layers import ConversionError, out_by_in
+from querykey.report.numbers import amount
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -43,14 +44,20 @@ def check_free(folder: str | Path) -> None:
         raise ConversionError(f"{place} is not empty; expected a new folder, so that nothing is overwritten")
 
 
-def check_space(conversion_bytes: int, folder: str | Path) -> None:
-    """Raises ConversionError where the disk has less space than a model of that size needs."""
+def check_space(needed: int, folder: str | Path, what: str = "the model") -> None:
+    """Raises ConversionError where the disk of a folder has fewer than `needed` bytes free."""
     place = Path(folder).absolute()
     free = shutil.disk_usage(next(parent for parent in (place, *place.parents) if parent.exists())).free
-    if free < conversion_bytes:
+    if free < needed:
         raise ConversionError(
-            f"{place} has {free:,} bytes of free disk, and the model needs {conversion_bytes:,}; choose another folder"
+            f"{what} needs {amount(needed)} bytes of disk, and {amount(free)} are free at {place}; choose another "
+            "folder, or free some"
         )
+
+
+def model_bytes(model: PreTrainedModel) -> int:
+    """Bytes of its weights."""
+    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
 
 
 def save(
@@ -68,7 +75,7 @@ def save(
     """
     check_free(folder)
     model, place = switch.model, Path(folder)
-    check_space(sum(p.numel() * p.element_size() for p in model.parameters()), place)
+    check_space(model_bytes(model), place)
     partial = place.with_name(f".{place.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:

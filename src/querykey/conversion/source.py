@@ -42,6 +42,9 @@ def open_model(
     with _sentences(place):
         config = transformers.AutoConfig.from_pretrained(path, **options)
     _check(config, place, transformers)
+    weights = sum(file.stat().st_size for file in Path(path).glob("*.safetensors"))
+    if not enough_memory(weights):
+        raise ConversionError(f"the weights of {place} need {amount(weights)} bytes of memory, more than is available")
     with _sentences(place):
         tokenizer = transformers.AutoTokenizer.from_pretrained(path, **options)
         model = transformers.AutoModelForCausalLM.from_pretrained(
@@ -55,18 +58,12 @@ def open_model(
         return model.to(device).eval(), tokenizer
 
 
-def check_memory(needed: int, what: str) -> None:
-    """Raises ConversionError where less memory is available than `needed` bytes; does nothing where that is unknown."""
+def enough_memory(needed: int) -> bool:
+    """Whether that many bytes of memory are available; true where that is unknown."""
     table = Path("/proc/meminfo")
-    if not table.exists():
-        return
-    lines = dict(line.split(":", 1) for line in table.read_text().splitlines() if ":" in line)
-    available = int(lines.get("MemAvailable", "0 kB").split()[0]) * 1024
-    if 0 < available < needed:
-        raise ConversionError(
-            f"{what} needs about {amount(needed)} bytes of memory, and {amount(available)} are available; free some, "
-            "use a narrower --dtype, or a larger machine"
-        )
+    lines = dict(line.split(":", 1) for line in table.read_text().splitlines()) if table.exists() else {}
+    available = int(lines["MemAvailable"].split()[0]) * 1024 if "MemAvailable" in lines else needed
+    return available >= needed
 
 
 def _check(config: Any, place: str, transformers: Any) -> None:
