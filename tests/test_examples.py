@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+import querykey
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
@@ -105,3 +107,32 @@ def test_the_decoder_trains_compiled_and_sharded(config):
         out = run_llama(config, "--steps", "30", "--length", "64", *arguments, "--new", "4", processes=processes)
         before, after = map(float, re.search(r"loss (\S+) before, (\S+) after", out).groups())
         assert after < before - 0.5
+
+
+# The notebook
+
+
+def test_the_notebook_is_clean_and_its_names_exist():
+    nbformat = pytest.importorskip("nbformat")
+    notebook = nbformat.read(EXAMPLES / "querykey.ipynb", 4)
+    nbformat.validate(notebook)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert all(not cell.outputs and cell.execution_count is None for cell in code)
+    for name in re.findall(r"\bquerykey\.(\w+)", "\n".join(cell.source for cell in code)):
+        assert hasattr(querykey, name), name
+
+
+@pytest.mark.slow
+def test_the_notebook_runs_offline(tmp_path, monkeypatch):
+    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+    monkeypatch.setenv("QUERYKEY_CACHE", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    notebook = nbformat.read(EXAMPLES / "querykey.ipynb", 4)
+    client = nbclient.NotebookClient(
+        notebook, timeout=200, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
+    )
+    client.execute()
+    shown = [json.dumps(cell.outputs) for cell in notebook.cells if cell.cell_type == "code"]
+    assert "<iframe srcdoc=" in shown[1]
+    assert "q=k,v: worse on cycle" in shown[2]
+    assert "torch.Size([2, 128, 256])" in shown[-1]
