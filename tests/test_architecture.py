@@ -1,6 +1,8 @@
 """Imports go one way, and `import querykey` needs torch and jaxtyping only."""
 
 import ast
+import keyword
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -74,6 +76,47 @@ def test_no_module_imports_itself_through_others():
         if start in reached:
             circles.add(start)
     assert not circles
+
+
+TOKEN = re.compile(r'"(?:\\.|[^"\\])*"|\'(?:\\.|[^\'\\])*\'|\w+|\S')
+IGNORED = re.compile(r"(from|import)\b|\w+: [^=]+(= .+)?,$|\W*$")  # imports, parameters of a signature, brackets alone
+
+
+def shapes(path):
+    """Number and shape of each line of code: names, numbers and strings count as alike."""
+    without_docstrings = re.sub(r'"""[^"]*?"""', lambda found: "\n" * found[0].count("\n"), path.read_text())
+    for number, line in enumerate(without_docstrings.splitlines(), 1):
+        line = re.sub(r"(^|\s)(#|//|/\*).*", "", line).strip()
+        if not IGNORED.match(line):
+            words = (
+                word if keyword.iskeyword(word) else re.sub(r"^(['\"]|\w).*", "·", word) for word in TOKEN.findall(line)
+            )
+            yield number, " ".join(words)
+
+
+def repeats(root, lines=10):
+    """Places with this many lines in a row that are those of an earlier place, but for names."""
+    places, found = {}, []
+    for path in sorted(path for path in root.rglob("*") if path.suffix in (".py", ".js", ".css")):
+        code = [] if path.name == "strings.js" else list(shapes(path))  # a table of texts
+        for at in range(len(code) - lines + 1):
+            run = tuple(shape for _, shape in code[at : at + lines])
+            place, before = places.setdefault(run, (path, at))
+            if (
+                (place, before) != (path, at)
+                and (place != path or at >= before + lines)
+                and len(set(run)) >= lines // 2
+            ):
+                found.append(f"{path.relative_to(root)}:{code[at][0]}")
+    return found
+
+
+def test_no_two_places_share_ten_lines(tmp_path):
+    assert repeats(ROOT) == []
+    lines = [f"a{n} = {'+' * n}b" for n in range(12)]
+    (tmp_path / "one.py").write_text("\n".join(lines))
+    (tmp_path / "two.py").write_text("\n".join(["x()", *lines[:10]]).replace("b", "c"))
+    assert repeats(tmp_path) == ["two.py:2"]
 
 
 def test_stats_need_no_torch():

@@ -2,7 +2,7 @@
 
 import json
 import re
-import subprocess
+import runpy
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -20,11 +20,11 @@ DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/*.md")), ROOT /
 LINK = re.compile(r"\]\((?!https?://)([^)#\s]*)(?:#[^)]*)?\)")
 
 
-def test_every_table_is_written_from_the_kept_results():
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "studies" / "publish.py"), "--check"], capture_output=True, text=True
-    )
-    assert (done.returncode, done.stdout) == (0, ""), f"run: python studies/publish.py\n{done.stdout}{done.stderr}"
+def test_every_table_is_written_from_the_kept_results(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["publish.py", "--check"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "studies" / "publish.py"), run_name="__main__")
+    assert ended.value.code == 0, f"run: python studies/publish.py\n{capsys.readouterr().out}"
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))

@@ -21,6 +21,7 @@ TABLE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # Ray's own
 def test_ray_gives_the_same_records_and_runs_a_lost_workers_cells_again(tmp_path):
     killed = []
