@@ -119,6 +119,16 @@ def test_no_two_places_share_ten_lines(tmp_path):
     assert repeats(tmp_path) == ["two.py:2"]
 
 
+def test_files_are_short():
+    kinds = (".py", ".js", ".css", ".j2", ".html")
+    long = {
+        str(path.relative_to(ROOT)): len(path.read_text().splitlines())
+        for path in ROOT.rglob("*")
+        if path.suffix in kinds
+    }
+    assert {name: lines for name, lines in long.items() if lines > 320} == {}
+
+
 def test_stats_need_no_torch():
     script = "import sys; sys.modules['torch'] = None; import querykey.stats.verdict, querykey.stats.convergence"
     subprocess.run([sys.executable, "-c", script], check=True)
