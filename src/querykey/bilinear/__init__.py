@@ -5,13 +5,12 @@ from querykey.bilinear.closed_form import (
     SharedHead,
     best_core,
     best_signed,
-    best_signed_rotary,
     best_tied,
-    best_tied_rotary,
     copied_queries,
     core_on_keys,
     shared_bias,
 )
+from querykey.bilinear.closed_form_rotary import best_signed_rotary, best_tied_rotary
 from querykey.bilinear.form import METRICS, BilinearForm
 from querykey.bilinear.key_value import SharedKeyValue, best_key_value
 from querykey.bilinear.nulls import Null, null, random_heads

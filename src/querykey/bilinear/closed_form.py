@@ -15,8 +15,8 @@ mean squared error of the (centred) scores for a form made from data. W is alway
 | `best_core` | any | a local optimum |
 | `core_on_keys` | any | yes, given W = W_K |
 | `copied_queries` | identity | no: W = W_Q, the baseline without a fit |
-| `best_tied_rotary` | identity | for windows that are long against all periods, and for a window of 1 |
-| `best_signed_rotary` | ±1 per pair | for windows that are long against all periods |
+
+Under rotary positions see `closed_form_rotary`.
 
 Scores on data also contain a term of the key alone, `q̄·(k−k̄)`, often most of their variance. A shared head keeps it
 through its bias (`shared_bias`), as far as it lies in the column space of W. With `key_only=True` W is fitted to both.
@@ -25,18 +25,15 @@ through its bias (`shared_bias`), as far as it lies in the column space of W. Wi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import inf
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from querykey.bilinear.form import BilinearForm
 from querykey.bilinear.gram import inner, paired, ratio
 from querykey.bilinear.rotation import Rotation
-
-SLOW, SHORT = 1.0, 32  # radians over a window up to which pairs are slow; windows in which all pairs may be
 
 
 class SharedHead(NamedTuple):
@@ -68,26 +65,27 @@ class SharedHead(NamedTuple):
         """
         if key_only and rotation is not None:
             raise ValueError("under a rotation no term of the scores depends on the key alone; leave out key_only")
-        agreement, own = self._products(form, rotation)
+        agreement, own = self.products(form, rotation)
         kept = 2 * agreement - own
         query_gram = form.query_gram if rotation is None else rotation.average(form.query_gram)
         energy = inner(query_gram, form.key_gram)
         energy = torch.where(energy > form.noise, energy, 0)
         if key_only:
-            kept = kept + inner(self._wanted_query(form), self._mixture.mT @ form.root.root @ form.key_term)
+            kept = kept + inner(self._wanted_query(form), self.mixture.mT @ form.root.root @ form.key_term)
             energy = energy + inner(form.key_term, form.key_term)
         return ratio(kept, energy)
 
     @property
-    def _mixture(self) -> Float[Tensor, "*heads both head_dim"]:
+    def mixture(self) -> Float[Tensor, "*heads both head_dim"]:
+        """W in terms of `[W_Q W_K]`."""
         return torch.cat([self.from_query, self.from_key], -2)
 
-    def _products(
+    def products(
         self, form: BilinearForm, rotation: Rotation | None
     ) -> tuple[Float[Tensor, "*heads"], Float[Tensor, "*heads"]]:
         """`⟨M, M̂⟩` and `‖M̂‖²`, with a `rotation` as means over its window."""
-        mixed = form.gram @ self._mixture  # [AᵀW; BᵀW]
-        gram = self._mixture.mT @ mixed  # WᵀW
+        mixed = form.gram @ self.mixture  # [AᵀW; BᵀW]
+        gram = self.mixture.mT @ mixed  # WᵀW
         left, own = mixed[..., : form.head_dim, :] @ self.core, self.core.mT @ gram @ self.core
         if rotation is not None:
             left, own = rotation.average(left), rotation.average(own)
@@ -95,9 +93,9 @@ class SharedHead(NamedTuple):
 
     def _wanted_query(self, form: BilinearForm) -> Float[Tensor, "*heads head_dim 1"]:
         """The mean query that fits the key-only term best, by least squares over the centred keys."""
-        gram = self._mixture.mT @ form.gram @ self._mixture
+        gram = self.mixture.mT @ form.gram @ self.mixture
         inverse: Tensor = torch.linalg.pinv(gram, hermitian=True)
-        return inverse @ (self._mixture.mT @ form.root.root @ form.key_term)
+        return inverse @ (self.mixture.mT @ form.root.root @ form.key_term)
 
 
 def best_tied(form: BilinearForm, *, key_only: bool = False) -> SharedHead:
@@ -148,53 +146,13 @@ def core_on_keys(form: BilinearForm) -> SharedHead:
     """
     inverse = form.key_root.inverse
     core = inverse.mT @ inverse @ form.cross_gram.mT
-    return SharedHead(torch.zeros_like(core), _identity(form), core)
+    return SharedHead(torch.zeros_like(core), identity(form), core)
 
 
 def copied_queries(form: BilinearForm) -> SharedHead:
     """W = W_Q: the queries in place of the keys, without a fit."""
-    identity = _identity(form)
-    return SharedHead(identity, torch.zeros_like(identity), identity)
-
-
-def best_tied_rotary(form: BilinearForm, rotation: Rotation) -> SharedHead:
-    """A head with W_Q = W_K close to the given one at all distances of the window: one fit per pair of dimensions.
-
-    Optimal in the limit of a window that is long against all differences of periods. A pair with complex columns
-    `a = A₁ + iA₂` and `b` scores with `Re(a e^{irθ} bᴴ)`. Best for it is the positive part of the Hermitian part of
-    `a bᴴ`: `w wᴴ` with `w = (‖b‖ a + ‖a‖ e^{−iψ} b) / (2√s)`, where `x + iy = bᴴa`, `s = √(‖a‖²‖b‖² − y²)` and
-    `e^{−iψ} = (s − iy)/(‖a‖‖b‖)`. Dimensions that do not rotate are fitted together, by `best_tied`.
-
-    In a finite window slow pairs hardly rotate. The best of heads is taken that fit no pair, the slow pairs or, in
-    short windows, all pairs together with those dimensions, each times the factor (0 or more) that keeps most.
-    """
-    head = _tied_by_pairs(form, rotation)
-    if rotation.window is None:
-        return head
-    limits = (SLOW, inf) if rotation.window <= SHORT else (SLOW,)
-    slow = [rotation.angles * rotation.window <= limit for limit in limits]
-    heads = [head, *(_with_block(head, form, dimensions) for dimensions in slow)]
-    heads = [_rescaled(one, form, rotation) for one in heads]
-    return _most([one.kept(form, rotation) for one in heads], heads)
-
-
-def best_signed_rotary(form: BilinearForm, rotation: Rotation) -> SharedHead:
-    """A head `W diag(±1) Wᵀ` close to the given one at all distances, with one sign per pair so that they commute.
-
-    The Hermitian part of `a bᴴ` has one eigenvalue of either sign; the larger one in absolute value is the positive
-    one where `Re bᴴa ≥ 0`. Elsewhere this is the tied head of `−a, b`, with the sign −1. See `best_tied_rotary`.
-    """
-    i, j = rotation.first, rotation.second
-    trace = form.cross_gram.diagonal(dim1=-2, dim2=-1)
-    signs = torch.ones_like(trace)
-    signs[..., i] = signs[..., j] = torch.where(trace[..., i] + trace[..., j] < 0, -1.0, 1.0).to(trace)
-    both = torch.cat([signs, torch.ones_like(signs)], -1)
-    tied = best_tied_rotary(BilinearForm(both[..., :, None] * form.gram * both[..., None, :]), rotation)
-    from_query, from_key, core = signs[..., :, None] * tied.from_query, tied.from_key.clone(), signs.diag_embed()
-    block, at = best_signed(form.part(rotation.still)), rotation.still.nonzero()
-    for whole, part in zip((from_query, from_key, core), block, strict=True):
-        whole[..., at, at.mT] = part
-    return SharedHead(from_query, from_key, core)
+    same = identity(form)
+    return SharedHead(same, torch.zeros_like(same), same)
 
 
 def shared_bias(head: SharedHead, form: BilinearForm) -> Float[Tensor, "*heads head_dim"]:
@@ -206,7 +164,7 @@ def shared_bias(head: SharedHead, form: BilinearForm) -> Float[Tensor, "*heads h
     """
     wanted = head._wanted_query(form)
     assert form.mean is not None  # checked by the line above
-    mean = head._mixture.mT @ form.mean[..., None].to(form.gram.dtype)
+    mean = head.mixture.mT @ form.mean[..., None].to(form.gram.dtype)
     bias: Tensor = torch.linalg.pinv(head.core).mT @ wanted - mean
     return bias[..., 0]
 
@@ -230,7 +188,7 @@ def _symmetric(form: BilinearForm, key_only: bool, signed: bool) -> SharedHead:
     for corner in (inner(query_mean, key_mean) / 2, 30 * size):
         below = torch.cat([border.mT, corner[..., None, None]], -1)
         heads.append(_scaled(form, torch.cat([torch.cat([symmetric, border], -1), below], -2), signed))
-    return _most([head.kept(form, key_only=True) for head in heads], heads)
+    return most([head.kept(form, key_only=True) for head in heads], heads)
 
 
 def _scaled(form: BilinearForm, symmetric: Float[Tensor, "*heads size size"], signed: bool) -> SharedHead:
@@ -241,44 +199,7 @@ def _scaled(form: BilinearForm, symmetric: Float[Tensor, "*heads size size"], si
     return _head(form, scaled[..., : form.gram.shape[-1], :], torch.where(values < 0, -1.0, 1.0).diag_embed())
 
 
-def _tied_by_pairs(form: BilinearForm, rotation: Rotation) -> SharedHead:
-    """The tied fit of every pair alone, and of the other dimensions together."""
-    i, j = rotation.first, rotation.second
-    a, b = rotation.pair_norms(form.query_gram), rotation.pair_norms(form.key_gram)
-    y = form.cross_gram[..., j, i] - form.cross_gram[..., i, j]
-    s = ((a * b).square() - y.square()).clamp(min=0).sqrt()
-    scale = ratio(torch.ones_like(s), 2 * s.sqrt())
-    from_query, from_key = torch.zeros_like(form.cross_gram), torch.zeros_like(form.cross_gram)
-    from_query[..., i, i] = from_query[..., j, j] = b * scale
-    from_key[..., i, i] = from_key[..., j, j] = ratio(s * scale, b)
-    from_key[..., j, i] = ratio(y * scale, b)
-    from_key[..., i, j] = -from_key[..., j, i]
-    block, at = best_tied(form.part(rotation.still)), rotation.still.nonzero()
-    from_query[..., at, at.mT], from_key[..., at, at.mT] = block.from_query, block.from_key
-    return SharedHead(from_query, from_key, _identity(form))
-
-
-def _with_block(head: SharedHead, form: BilinearForm, dimensions: Bool[Tensor, "head_dim"]) -> SharedHead:
-    """`head`, a fit by pairs, but with these dimensions fitted together as if they did not rotate.
-
-    `best_tied` leaves the basis of these dimensions free; it is the one closest to that of `head` (Procrustes).
-    """
-    part, at = form.part(dimensions), dimensions.nonzero()
-    block = best_tied(part)
-    pairs = torch.cat([head.from_query[..., at, at.mT], head.from_key[..., at, at.mT]], -2)
-    U, _, Vh = torch.linalg.svd(block._mixture.mT @ part.gram @ pairs)
-    from_query, from_key = head.from_query.clone(), head.from_key.clone()
-    from_query[..., at, at.mT], from_key[..., at, at.mT] = block.from_query @ U @ Vh, block.from_key @ U @ Vh
-    return SharedHead(from_query, from_key, head.core)
-
-
-def _rescaled(head: SharedHead, form: BilinearForm, rotation: Rotation) -> SharedHead:
-    """W times the factor with which the head keeps most: `M̂` times `⟨M, M̂⟩/‖M̂‖²`, or 0 where that is negative."""
-    factor = ratio(*head._products(form, rotation)).clamp(min=0).sqrt()[..., None, None]
-    return SharedHead(factor * head.from_query, factor * head.from_key, head.core)
-
-
-def _most(kept: Sequence[Float[Tensor, "*heads"]], heads: Sequence[SharedHead]) -> SharedHead:
+def most(kept: Sequence[Float[Tensor, "*heads"]], heads: Sequence[SharedHead]) -> SharedHead:
     """For each head the candidate that keeps most; the first of equal ones."""
     best = torch.stack(list(kept)).argmax(0)[..., None, None]
     chosen = []
@@ -308,7 +229,8 @@ def _better(
     return torch.where((kept[0] > kept[1])[..., None, None], new, old)
 
 
-def _identity(form: BilinearForm) -> Float[Tensor, "*heads head_dim head_dim"]:
+def identity(form: BilinearForm) -> Float[Tensor, "*heads head_dim head_dim"]:
+    """An identity matrix of the head's size for each head."""
     return torch.eye(form.head_dim, dtype=form.gram.dtype, device=form.gram.device).expand_as(form.cross_gram)
 
 

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from querykey.bilinear.closed_form import best_tied_rotary
+from querykey.bilinear.closed_form_rotary import kept_by_tied_rotary
 from querykey.bilinear.form import BilinearForm
 from querykey.bilinear.gram import inner, ratio
 from querykey.bilinear.rotation import Rotation
@@ -55,7 +55,7 @@ class RotaryForm:
         A lower bound of what a head with W_Q = W_K can keep, exact for long windows and for distance 0 alone;
         `(1 + symmetry)/2` is an upper bound.
         """
-        return best_tied_rotary(self.form, self.rotation).kept(self.form, self.rotation)
+        return kept_by_tied_rotary(self.form, self.rotation)[1]
 
     @cached_property
     def distance(self) -> Float[Tensor, "*heads"]:

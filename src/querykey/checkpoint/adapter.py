@@ -96,7 +96,7 @@ def open_adapter(source: Source) -> Adapter:
             "the library that made it, and give the result"
         )
     beside = Path(source.path(CONFIG)).parent / base
-    return Adapter(str(beside) if beside.is_dir() else base, dict(_changes(source, config)))
+    return Adapter(str(beside.resolve()) if beside.is_dir() else base, dict(_changes(source, config)))
 
 
 def _changes(source: Source, config: dict[str, Any]) -> Iterable[tuple[str, LowRank]]:

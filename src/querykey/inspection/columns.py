@@ -111,11 +111,11 @@ ON_TEXT = (
 )  # fmt: skip
 CHANGES = (
     Measure("change", "change", "‖M' − M‖/‖M‖, M' with the adapter and M without", digits=3),
-    Measure("query_change", "change of W_Q", "‖ΔW_Q‖/‖W_Q‖", digits=3),
-    Measure("key_change", "change of W_K", "‖ΔW_K‖/‖W_K‖", digits=3),
-    Measure("change_symmetry", "symmetry of the change", "of M' − M, what the adapter adds to the scores"),
-    Measure("change_tied_share", "tied share of the change", "part of ‖M' − M‖² that W_Q = W_K could add"),
-    Measure("change_effective_rank", "rank of the change", "effective rank of M' − M", digits=1),
+    Measure("query_change", "of W_Q", "‖ΔW_Q‖/‖W_Q‖", digits=3, rank=1),
+    Measure("key_change", "of W_K", "‖ΔW_K‖/‖W_K‖", digits=3, rank=2),
+    Measure("change_symmetry", "its symmetry", "of M' − M, what the adapter adds to the scores", rank=3),
+    Measure("change_tied_share", "its tied share", "part of ‖M' − M‖² that W_Q = W_K could add", rank=5),
+    Measure("change_effective_rank", "its rank", "effective rank of M' − M", digits=1, rank=4),
 )
 """Of what an adapter changes."""
 FORECAST = {"tied": "W_Q = W_K", "signed": "with signs", "core": "with a core", "key_value": "K = V"}
