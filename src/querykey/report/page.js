@@ -7,11 +7,11 @@
     return Number.isNaN(value) ? null : value;
   };
 
-  function compare(a, b) {
+  function compare(a, b, sign) {
     const [x, y] = [number(a), number(b)];
-    if (x !== null && y !== null) return x - y;
-    if (x !== null || y !== null) return x === null ? 1 : -1; // what has no number goes last
-    return a.textContent.localeCompare(b.textContent);
+    if (x !== null && y !== null) return sign * (x - y);
+    if (x !== null || y !== null) return x === null ? 1 : -1; // what has no number goes last, in both directions
+    return sign * a.textContent.localeCompare(b.textContent);
   }
 
   for (const head of document.querySelectorAll(".scroll thead th")) {
@@ -23,7 +23,7 @@
       const down = head.getAttribute("aria-sort") === "ascending";
       for (const other of head.parentNode.children) other.removeAttribute("aria-sort");
       head.setAttribute("aria-sort", down ? "descending" : "ascending");
-      const rows = [...body.rows].sort((a, b) => (down ? -1 : 1) * compare(a.cells[at], b.cells[at]));
+      const rows = [...body.rows].sort((a, b) => compare(a.cells[at], b.cells[at], down ? -1 : 1));
       body.append(...rows);
     });
   }
