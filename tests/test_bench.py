@@ -16,7 +16,7 @@ from torch.utils.benchmark import timer
 
 from querykey import Design, machine
 from querykey.bench import bench as timed
-from querykey.bench import memory, peers, plot, report, tables
+from querykey.bench import memory, peers, plot, report, tables, timing
 from querykey.bench.bench import Bench, Row
 from querykey.bench.config import Config, Shape
 from querykey.bench.timing import Spread, interleave
@@ -25,6 +25,11 @@ from querykey.cli import main
 PASSES = Config.passes
 SHAPE = Shape(3, 5, 14, 2)
 TINY = ["--shapes", "3,5,14,2", "--rounds", "4", "--cached", "6"]
+
+
+@pytest.fixture(autouse=True)
+def short_blocks(monkeypatch):
+    monkeypatch.setattr(timing, "BLOCK", 1e-4)
 
 
 def designs(*words):

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from querykey.bench import timing
+
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 SHAPE = (2, 8, 16, 2)
 KERNELS = {  # constants that are changed, and the number of rows of numbers that follow
@@ -20,6 +22,11 @@ KERNELS = {  # constants that are changed, and the number of rows of numbers tha
     "windows": ({"SHAPES": ((2, 20, 16, 2),)}, 2),
 }
 RATIO = re.compile(r"\d\.\d+ \[\d+\.\d+, \d+\.\d+\]")
+
+
+@pytest.fixture(autouse=True)
+def short_blocks(monkeypatch):
+    monkeypatch.setattr(timing, "BLOCK", 1e-4)
 
 
 def script(name, monkeypatch, *words):

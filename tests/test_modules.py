@@ -191,7 +191,6 @@ def tiny(family, **options):
         ("Bert", {}, "encoder.layer.0.output", "BertOutput cannot be a SelfAttention: it has no config"),
         ("Qwen3", GROUPED | {"rms_norm_eps": 1e-5}, "layers.0.self_attn", "epsilon of 1e-05, and a layer with 1e-06"),
         ("Olmo2", {"num_key_value_heads": 4}, "layers.0.self_attn", "one norm of 24 numbers, and the heads"),
-        ("T5", {"d_model": DIM, "num_heads": HEADS, "d_kv": 6}, "encoder.block.0.layer.0.SelfAttention", "it adds"),
         ("Falcon", {"alibi": True}, "h.0.self_attention", "it adds alibi to the scores"),
         ("DeepseekV3", {"q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4,
             "v_head_dim": 6, "n_routed_experts": 8}, "layers.0.self_attn", "is made in two steps, as in MLA"),

@@ -167,6 +167,7 @@ print("sharded", rank)
 """
 
 
+@pytest.mark.slow
 def test_sharded_weights_are_drawn_as_whole_ones_are(tmp_path):
     """FSDP2 on two processes: meta device, fully_shard, to_empty, reset_parameters."""
     command = [sys.executable, "-c", SHARDED]

@@ -23,6 +23,7 @@ Run = Callable[[], object]
 Watch = Callable[[int], object]
 
 WARM_UP = 2  # calls before the first round
+BLOCK = 0.02  # seconds that a variant runs in a round
 
 
 class Spread(NamedTuple):
@@ -46,7 +47,7 @@ class Spread(NamedTuple):
 def interleave(
     variants: Mapping[str, Run],
     rounds: int,
-    block: float = 0.02,
+    block: float | None = None,
     *,
     clock: Callable[[], float] = timer,
     watch: Watch | None = None,
@@ -59,7 +60,7 @@ def interleave(
     Args:
         variants: what to run, by name.
         rounds: how often each is timed.
-        block: seconds that a variant runs in a round, or one call where a call takes longer.
+        block: seconds that a variant runs in a round, or one call where a call takes longer; `BLOCK` if None.
         clock: gives the time in seconds, with an accelerator's work done.
         watch: called with the number of finished rounds.
 
@@ -69,6 +70,7 @@ def interleave(
     if rounds < LEAST_ROUNDS:
         raise ValueError(f"rounds must be at least {LEAST_ROUNDS}, for a median and a middle half, not {rounds}")
     timers = {name: Timer(run, timer=clock) for name, run in variants.items()}
+    block = BLOCK if block is None else block
     repeats = {name: _repeats(one, block) for name, one in timers.items()}
     found: dict[str, list[float]] = {name: [] for name in variants}
     with _frozen():
