@@ -40,7 +40,7 @@ def script(name, monkeypatch, *words):
 
 
 def test_every_script_is_tried():
-    known = {*KERNELS, "conversion", "curve", "latents", "engines", "loop", "reading", "explore", "options"}
+    known = {*KERNELS, "conversion", "curve", "latents", "engines", "loop", "reading", "explore", "options", "census"}
     assert {path.stem for path in FOLDER.glob("*.py")} == known
 
 
@@ -55,6 +55,14 @@ def test_kernels(name, monkeypatch, capsys):
     module.main()
     lines = [line for line in capsys.readouterr().out.splitlines() if RATIO.search(line)]
     assert len(lines) == rows
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_the_census_of_architectures(monkeypatch, capsys):
+    script("census", monkeypatch).main(["vit", "resnet"])
+    first, second, counts = capsys.readouterr().out.splitlines()
+    assert (first, second) == ("vit: traced", "resnet: no attention")
+    assert counts.endswith("2 types: {'traced': 1, 'no attention': 1}")
 
 
 @pytest.mark.slow

@@ -92,6 +92,12 @@ def test_the_forecast_says_in_a_word_what_is_kept():
     assert page.forecasts(SimpleNamespace(forecast=forecast((1, 1, 1, 1)).forecast.head(1))) == []
 
 
+def test_rows_of_maps_are_named_where_numbers_are_not_enough():
+    assert page._spans(["0", "1", "7"]) == ""
+    names = ["encoder 0", "encoder 1", "decoder 0", "decoder 0 cross", "decoder 1 cross", "head.attention"]
+    assert page._spans(names) == "encoder 0 to 1, decoder 0, decoder 0 to 1 cross, head.attention"
+
+
 def test_every_map_has_words_and_other_columns_are_named_by_their_words():
     there = shown(heads(entropy={}), [*KNOWN.values()])
     assert [one.name for one in there] == ["symmetry", "tied_share", "effective_rank", "entropy", "layer_symmetry"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -90,6 +90,7 @@ def _checkpoint(inspection: Inspection) -> dict[str, Any]:
         "name": inspection.name,
         "place": inspection.place + (f" at {inspection.revision}" if inspection.revision else ""),
         "kind": inspection.kind,
+        "rows": _spans(layer_names(heads).values()),
         "facts": f"{plural(len(layers), 'layer')} ({_modules(layers)}) with {plural(len(heads), 'head')} of size "
         + " and ".join(f"{size} in width {dim}" for size, dim in sizes),
         "sentences": [_unbroken(sentence) for sentence in sentences(inspection)],
@@ -118,6 +119,21 @@ def forecasts(data: Data) -> list[Forecast]:
             shown = "" if math.isnan(after) else f"{perplexity(before)} → {perplexity(after)}"
             found.append(Forecast(title, word, number(cosine, 3), shown))
     return found
+
+
+def _spans(names: Collection[str]) -> str:
+    """Names of consecutive layers in short: `encoder 0 to 5, decoder 0 to 5`; empty where they are numbers alone."""
+    parts = [re.fullmatch(r"(.*?)(\d+)( cross)?", name) for name in names]
+    if all(part and not part[1] and not part[3] for part in parts):
+        return ""
+    spans: list[tuple[str, str, str, str]] = []  # kind, first name without its mark, last number, mark
+    for name, part in zip(names, parts, strict=True):
+        before, number, mark = (part[1], part[2], part[3] or "") if part else (name, "", "")
+        if spans and spans[-1][0] == before + mark:
+            spans[-1] = (*spans[-1][:2], f" to {number}", mark)
+        else:
+            spans.append((before + mark, before + number, "", mark))
+    return ", ".join(first + last + mark for _, first, last, mark in spans)
 
 
 def _modules(layers: pd.DataFrame) -> str:
