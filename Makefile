@@ -10,7 +10,7 @@ BENCH  := --shapes 32,64,128,4 8,128,256,4 4,512,512,8 1,2048,512,8 --against mh
 CONSTRAINTS ?= -c constraints.txt
 TORCH       ?= torch
 
-.PHONY: setup compare test test-slow test-models check words docs dist format bench hooks clean
+.PHONY: setup compare test test-slow test-models test-gpu check words docs dist format bench hooks clean
 .DEFAULT_GOAL := help
 
 help: ## list these targets
@@ -37,6 +37,9 @@ test-slow: setup ## the tests that take minutes
 
 test-models: setup ## tests on trained models: make test-models QUERYKEY_MODELS=FOLDER
 	QUERYKEY_MODELS=$(QUERYKEY_MODELS) $(BIN)/python -m pytest -q -m models
+
+test-gpu: setup ## tests and benchmarks on a GPU, at most 9 minutes
+	$(BIN)/python benchmarks/gpu.py
 
 check: setup ## formatting, lint and types
 	$(BIN)/ruff format --check .

@@ -1,6 +1,7 @@
 """What is timed: the work of layers and lower bounds, counted by torch; peers that compute the same; memory."""
 
 import copy
+import itertools
 from types import SimpleNamespace
 
 import pytest
@@ -37,8 +38,13 @@ def counted(run):
     return counter.get_total_flops()
 
 
-@pytest.mark.parametrize("what", PASSES)
-@pytest.mark.parametrize("design", DESIGNS)
+@pytest.mark.parametrize(
+    ("design", "what"),
+    [
+        *itertools.product(DESIGNS, PASSES),
+        *itertools.product(("q,k=v+latent=7", "q=k,v+latent=7"), ("prefill", "training")),
+    ],
+)
 def test_layer_and_lower_bound_do_the_work_that_is_counted(design, what, monkeypatch):
     # the counter does not follow `grad` to leaves
     monkeypatch.setattr(torch.autograd, "grad", lambda out, leaves, direction: out.backward(direction))

@@ -40,7 +40,8 @@ def script(name, monkeypatch, *words):
 
 
 def test_every_script_is_tried():
-    known = {*KERNELS, "conversion", "curve", "latents", "engines", "loop", "reading", "explore", "options", "census"}
+    known = {*KERNELS, "gpu", "conversion", "curve", "latents", "engines", "loop", "reading", "explore", "options"}
+    known |= {"census"}
     assert {path.stem for path in FOLDER.glob("*.py")} == known
 
 
@@ -63,6 +64,15 @@ def test_the_census_of_architectures(monkeypatch, capsys):
     first, second, counts = capsys.readouterr().out.splitlines()
     assert (first, second) == ("vit: traced", "resnet: no attention")
     assert counts.endswith("2 types: {'traced': 1, 'no attention': 1}")
+
+
+@pytest.mark.slow
+def test_gpu_script_on_the_cpu(tmp_path):
+    words = ["--device", "cpu", "--tiny", "--minutes", "4.5", "--out", str(tmp_path)]
+    done = subprocess.run([sys.executable, FOLDER / "gpu.py", *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+    assert "packed over masked" in done.stdout
+    assert {path.name for path in tmp_path.iterdir()} == {"gpu-causal", "gpu-window", "gpu-libraries"}
 
 
 @pytest.mark.slow

@@ -207,8 +207,11 @@ def _products(call: Call) -> Tensor:
     """The formula, with the heads of a group as the rows of one product."""
     batch, heads, queries, size = call.q.shape  # any may be 0, so none is left to be inferred
     groups, keys = call.k.shape[1:3]
-    rows = (call.q * call.scale).reshape(batch, groups, heads // groups * queries, size)
-    scores = capped((rows @ call.k.mT).view(batch, heads, queries, keys), call.modifiers.softcap)
+    q, k = call.q, call.k
+    if call.modifiers.needs_scores and q.dtype in (torch.float16, torch.bfloat16):
+        q, k = q.float(), k.float()  # as the fused kernels do, which round no score
+    rows = (q * call.scale).reshape(batch, groups, heads // groups * queries, size)
+    scores = capped((rows @ k.mT).view(batch, heads, queries, keys), call.modifiers.softcap)
     weights = reference.masked_softmax(scores, call.mask, call.modifiers.sinks).to(call.v.dtype)
     if call.dropout:
         weights = F.dropout(weights, call.dropout)

@@ -101,9 +101,19 @@ def _parts(layout: Layout, case: Case) -> list[_Part]:
     if layout.design.core in ("symmetric", "full"):
         size = layout.qk_dim
         parts.append((torch.bmm, [case.numbers(layout.heads, rows, size), case.numbers(layout.heads, size, size)]))
+    if layout.ups:
+        parts.append((F.linear, [case.numbers(size, layout.latent) for size in _read_latents(layout, case, rows)]))
     parts.append(_kernel(layout, case))
     parts.append((F.linear, [case.numbers(rows, inner), case.numbers(layout.dim, inner)]))
     return parts
+
+
+def _read_latents(layout: Layout, case: Case, rows: int) -> tuple[int, int]:
+    """How many latents are read, and the numbers that are made of each; a cache of latents gives keys alone."""
+    sizes = {name: heads * size for name, (heads, size) in layout.ups.items()}
+    if case.decoding and "kv" in layout.cached:
+        return case.shape.batch * case.seen, sizes["k_up"]
+    return rows, sum(sizes.values())
 
 
 def _kernel(layout: Layout, case: Case) -> _Part:

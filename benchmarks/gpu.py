@@ -1,0 +1,115 @@
+"""Everything that only a GPU can show, in at most nine minutes: the tests marked `gpu`, then the benchmarks.
+
+    python benchmarks/gpu.py [--device cuda] [--minutes 9] [--out benchmarks/results]
+    python benchmarks/gpu.py --device cpu --tiny          # tries the script where no GPU is
+
+Prefill, training and decoding of designs with latents, with windows, and against other libraries; a Llama-style decoder
+with a static cache in one compiled graph; packed documents against a mask of all pairs. Each step is a command of its
+own, which is printed. What does not fit into the time is named at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from querykey import SelfAttention
+from querykey.bench.memory import peak_bytes
+from querykey.bench.passes import differentiated
+from querykey.bench.timing import interleave, ratio
+
+ROOT = Path(__file__).parent.parent
+DESIGNS = ("q,k,v", "q,k=v", "q=k=v", "q,k,v+kv_heads=2", "q,k=v+latent=256", "q=k,v+core=full")
+LLAMA = {
+    "model_type": "llama", "vocab_size": 32000, "hidden_size": 1024, "intermediate_size": 2816,
+    "num_hidden_layers": 8, "num_attention_heads": 16, "num_key_value_heads": 4, "rms_norm_eps": 1e-5,
+    "rope_theta": 500000.0, "max_position_embeddings": 8192,
+}  # fmt: skip
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--minutes", type=float, default=9.0)
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--step", choices=("packing",), help="run this step in this process")
+    chosen = parser.parse_args()
+    if chosen.step:
+        packing(torch.device(chosen.device), chosen.tiny)
+        return 0
+    end = time.monotonic() + 60 * chosen.minutes
+    with tempfile.TemporaryDirectory() as folder:
+        config = Path(folder, "config.json")
+        small = {"vocab_size": 256, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1}
+        config.write_text(json.dumps(LLAMA | (small if chosen.tiny else {})))
+        steps = commands(chosen.device, chosen.tiny, chosen.out, config)
+        left_out = [words for words in steps if not ran(words, chosen.device, end - time.monotonic())]
+    print(*[f"failed or without time: {' '.join(words)}" for words in left_out], sep="\n")
+    return len(left_out)
+
+
+def commands(device: str, tiny: bool, out: Path, config: Path) -> list[list[str]]:
+    """The steps, the most important ones first."""
+    shapes = ["2,16,32,2"] if tiny else ["8,1024,1024,16", "2,4096,1024,16"]
+    bench = ["-m", "querykey.cli", "bench", "--device", device, "--dtype", "float32" if tiny else "bfloat16"]
+    bench += ["--rounds", "4" if tiny else "9", "--cached", "16" if tiny else "8192", "--causal", "--shapes", *shapes]
+    designs = ["--designs", *(DESIGNS[:2] if tiny else DESIGNS)]
+    window = ["--window", "8" if tiny else "1024"]
+    here = str(Path(__file__))
+    example = [str(ROOT / "examples" / "llama.py"), str(config), "--new", "8" if tiny else "256", "--compile"]
+    return [
+        ["-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", str(ROOT / "tests" / "test_gpu.py")],
+        [*bench, *designs, "--out", str(out / "gpu-causal")],
+        [*bench, *designs, *window, "--out", str(out / "gpu-window")],
+        [here, "--step", "packing", "--device", device, *["--tiny"] * tiny],
+        example,
+        [*bench, "--designs", "q,k,v", "--rotary", "--against", "mha", "hf", "--out", str(out / "gpu-libraries")],
+    ]
+
+
+def ran(words: list[str], device: str, seconds: float) -> bool:
+    """Run one command of Python with so much time; whether it came to its end."""
+    print("\n$ python", *words, flush=True)
+    if seconds < 5:
+        return False
+    start = time.monotonic()
+    try:
+        done = subprocess.run(
+            [sys.executable, *words], cwd=ROOT, timeout=seconds, env=os.environ | {"QUERYKEY_DEVICE": device}
+        )
+    except subprocess.TimeoutExpired:
+        return False
+    print(f"({time.monotonic() - start:.0f} s)", flush=True)
+    return done.returncode == 0
+
+
+def packing(device: torch.device, tiny: bool) -> None:
+    """Time and peak memory of a training step of packed documents, over those with a mask of all pairs."""
+    count, length, dim = (3, 8, 32) if tiny else (8, 512, 1024)
+    layer = SelfAttention(dim, dim // 16 if tiny else dim // 64, causal=True, device=device)
+    layer = layer.to(torch.float32 if tiny else torch.bfloat16)
+    x = torch.randn(1, count * length, dim, device=device, dtype=layer.o_proj.weight.dtype, requires_grad=True)
+    document = torch.arange(count, device=device).repeat_interleave(length)[None]
+    mask = (document[:, :, None] == document[:, None])[:, None]
+    leaves = [x, *layer.parameters()]
+    steps = {
+        "packed": differentiated(lambda: layer(x, document=document), leaves),
+        "masked": differentiated(lambda: layer(x, mask), leaves),
+    }
+    bytes_taken = {name: peak_bytes(step, device) for name, step in steps.items()}
+    times = ratio(interleave(steps, 4 if tiny else 15), "packed", "masked")
+    share = bytes_taken["packed"] / max(bytes_taken["masked"], 1)
+    print(f"{count} documents of {length}, packed over masked: time {times}, peak memory {share:.2f}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
