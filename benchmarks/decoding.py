@@ -117,14 +117,14 @@ def _step(
     padding: Tensor | None = None,
     by_steps: bool = False,
 ) -> tuple[Callable[[], Tensor], int]:
-    """A step after `cached` positions, each from a copy that shares the room, and the bytes that are kept."""
+    """A step after `cached` positions, each from a copy that shares the buffers, and the bytes that are kept."""
     layer = SelfAttention(DIM, HEADS, design, causal=True, rotary=rotary, window=window)
     cache = KVCache(keep_rotated=keep_rotated, padding=padding)
     for part in torch.randn(batch, cached, DIM).split(1 if by_steps else cached, 1):
         layer(part, cache=cache)
     kept = cache.nbytes
     x = torch.randn(batch, 1, DIM)
-    layer(x, cache=cache)  # so that there is room for the next
+    layer(x, cache=cache)  # so that the buffer has a place for the next
     return lambda: layer(x, cache=copy.copy(cache)), kept
 
 

@@ -81,7 +81,7 @@ def near(score, seeds=6, spread=0.001):
     return [score + spread * (seed % 3 - 1) for seed in range(seeds)]
 
 
-def ladder(folder):
+def remedied(folder):
     """One matrix is far worse, one with a core is not."""
     scores = {"q,k,v": near(0.9), "q=k,v": near(0.3, spread=0.01), "q=k,v+core=full": near(0.9)[::-1]}
     return keep(folder, scores, tasks=("cycle", "swap"), question="Do they?")

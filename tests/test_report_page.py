@@ -22,16 +22,16 @@ DESIGNS = ("q,k,v", "q=k,v", "q=k,v+core=full")
 
 
 @pytest.fixture(scope="module")
-def ladder(tmp_path_factory):
-    return studied.ladder(tmp_path_factory.mktemp("ladder"))
+def remedied(tmp_path_factory):
+    return studied.remedied(tmp_path_factory.mktemp("remedied"))
 
 
 def page(result):
     return Page(result.html())
 
 
-def test_the_page_is_well_formed_and_loads_nothing(ladder):
-    source = ladder.html()
+def test_the_page_is_well_formed_and_loads_nothing(remedied):
+    source = remedied.html()
     found = Page(source)
     assert source.startswith("<!doctype html>\n<html lang=")
     assert all(load.startswith("data:image/png;base64,") for load in found.loads)
@@ -44,14 +44,14 @@ def test_the_page_is_well_formed_and_loads_nothing(ladder):
         assert source.count(f"<code>{design}</code>") >= 4
 
 
-def test_the_page_leads_with_the_answer_the_tiles_and_the_costs(ladder):
-    text = page(ladder).text
+def test_the_page_leads_with_the_answer_the_tiles_and_the_costs(remedied):
+    text = page(remedied).text
     places = [
         text.index(words)
         for words in ("Do they?", "Queries and keys needed", "0.75×", "undertrained", "Learning curves")
     ]
     assert places == sorted(places)
-    tiles = re.findall(r'class="tile ([\w-]+)" data-label="(\w+)"><b>([^<]*)</b><small>([^<]*)<', ladder.html())
+    tiles = re.findall(r'class="tile ([\w-]+)" data-label="(\w+)"><b>([^<]*)</b><small>([^<]*)<', remedied.html())
     assert tiles == [
         ("baseline", "cycle", "0.900", "the baseline"), ("baseline", "swap", "0.900", "the baseline"),
         ("worse", "cycle", "worse", "−0.600"), ("worse", "swap", "worse", "−0.600"),
@@ -59,29 +59,29 @@ def test_the_page_leads_with_the_answer_the_tiles_and_the_costs(ladder):
     ]  # fmt: skip
 
 
-def test_the_contents_lead_to_each_part(ladder):
-    found = page(ladder)
+def test_the_contents_lead_to_each_part(remedied):
+    found = page(remedied)
     links = [value for tag, name, value in found.attributes if tag == "a" and name == "href"]
     assert links == ["#designs", "#differences", "#task-1", "#task-2", "#costs", "#measured", "#again"]
-    assert f"querykey explore {ladder.folder}" in found.text
+    assert f"querykey explore {remedied.folder}" in found.text
 
 
-def test_the_page_says_how_it_was_measured(ladder):
-    text = page(ladder).text
-    made_by = ladder.records["provenance"][0]
+def test_the_page_says_how_it_was_measured(remedied):
+    text = page(remedied).text
+    made_by = remedied.records["provenance"][0]
     versions = (made_by["python"], made_by["torch"])
     for shown in ("comparisons: 4", "95 %", "Sizes of the models", *versions, "45 s, 1.2 s a cell"):
         assert shown in text, shown
-    assert ladder.records["finished_at"].max() in text
+    assert remedied.records["finished_at"].max() in text
 
 
-def test_the_page_in_chinese(ladder):
-    source = ladder.html("zh")
+def test_the_page_in_chinese(remedied):
+    source = remedied.html("zh")
     words = " ".join(Page(source).words)
     assert 'lang="zh-CN"' in source
     assert "查询和键在全部 2 个任务" in words
     assert not re.search(r"\b(worse|verdict|Costs|Method|Learning)\b", words)
-    assert page(ladder).text != words
+    assert page(remedied).text != words
 
 
 def test_the_same_records_give_the_same_bytes(tmp_path):
@@ -113,8 +113,8 @@ def test_names_are_escaped(tmp_path):
     assert unescape(inside[1]) == result.html()
 
 
-def test_tables_and_figures_stay_within_a_narrow_page(ladder):
-    source = ladder.html()
+def test_tables_and_figures_stay_within_a_narrow_page(remedied):
+    source = remedied.html()
     tables = re.findall(r"<table[^>]*>", source)
     assert len(re.findall(r'<div class="scroll"[^>]*><table', source)) == len(tables) - tables.count(
         '<table class="tiles">'
@@ -135,9 +135,9 @@ def contrast(one, other):
     return (light + 0.05) / (dark + 0.05)
 
 
-def test_words_and_figures_have_enough_contrast_in_light_and_in_dark(ladder):
+def test_words_and_figures_have_enough_contrast_in_light_and_in_dark(remedied):
     dark = r"@media \(prefers-color-scheme: dark\) \{\s*:root \{(.*?)\}"
-    source = ladder.html()
+    source = remedied.html()
     blocks = (re.findall(r":root \{(.*?)\}", re.sub(dark, "", source, flags=re.DOTALL), re.DOTALL),)
     blocks += (re.findall(dark, source, re.DOTALL),)
     schemes = [dict(re.findall(r"--([\w-]+): (#\w+);", "".join(scheme))) for scheme in blocks]

@@ -24,8 +24,8 @@ SAY = Words("study")
 
 
 @pytest.fixture(scope="module")
-def ladder(tmp_path_factory):
-    return studied.ladder(tmp_path_factory.mktemp("ladder"))
+def remedied(tmp_path_factory):
+    return studied.remedied(tmp_path_factory.mktemp("remedied"))
 
 
 # Frames, rows for other programs
@@ -53,8 +53,8 @@ def test_cells_are_flat_and_their_columns_never_collide(tmp_path):
     assert cells["metrics.test"].isna().sum() == 2
 
 
-def test_curves_have_a_row_per_point(ladder):
-    curves = ladder.curves
+def test_curves_have_a_row_per_point(remedied):
+    curves = remedied.curves
     assert len(curves) == 2 * 3 * 6 * 2
     one = curves[(curves["task"] == "swap") & (curves["design"] == "q=k,v") & (curves["seed"] == 4)]
     assert one["step"].tolist() == [1, 2]
@@ -101,8 +101,8 @@ def test_json_is_strict_and_whole(tmp_path):
     assert found["costs"][1]["parameters"] == 3 * 12 * 12
 
 
-def test_costs_are_the_layouts(ladder):
-    costs = ladder.costs.set_index(["task", "design"])
+def test_costs_are_the_layouts(remedied):
+    costs = remedied.costs.set_index(["task", "design"])
     for task, length in (("cycle", 12), ("swap", 12)):
         layout = Layout.of("q=k,v+core=full", 12, 2)
         row = costs.loc[(task, "q=k,v+core=full")]
@@ -148,30 +148,30 @@ def test_how_designs_are_matched_is_said_with_what_is_left(tmp_path):
 
 
 @pytest.mark.parametrize("width", [80, 100, 140])
-def test_tables_fit_the_terminal_and_are_plain_when_piped(ladder, width):
-    text = printed(ladder, width)
+def test_tables_fit_the_terminal_and_are_plain_when_piped(remedied, width):
+    text = printed(remedied, width)
     assert max(map(len, text.splitlines())) <= width
     assert "\x1b" not in text
     flat = re.sub(r"\s+", " ", text)
     assert "cycle: accuracy, higher is better, seeds 6 (chance 0.125, best 1, margin 0.02)" in flat
     for shown in ("0.300", "± 0.009", "−0.600", "[−0.60", "worse", "no different", "0.031", "0.75×", "95 % interval"):
         assert shown in flat, shown
-    question, answer, saving, *_ = ladder.answer()
+    question, answer, saving, *_ = remedied.answer()
     assert flat.startswith(f"{question} {answer}")
     assert flat.endswith(f"{answer} {saving} ")  # again where lines have scrolled
 
 
-def test_the_interval_is_named_by_its_confidence(ladder):
-    rule = replace(ladder.rule, confidence=0.9)
-    other = printed(Report(ladder.study, ladder.records, ladder.folder, rule))
+def test_the_interval_is_named_by_its_confidence(remedied):
+    rule = replace(remedied.rule, confidence=0.9)
+    other = printed(Report(remedied.study, remedied.records, remedied.folder, rule))
     assert "90 % interval" in other
     assert "95 %" not in other
-    narrow, wide = (re.findall(r"\[−0\.\d+, −0\.\d+\]", text) for text in (other, printed(ladder)))
+    narrow, wide = (re.findall(r"\[−0\.\d+, −0\.\d+\]", text) for text in (other, printed(remedied)))
     assert narrow != wide
 
 
-def test_one_line_per_design_where_there_is_room(ladder):
-    lines = [line for line in printed(ladder, 140).splitlines() if line.startswith("q=k,v ") and "±" in line]
+def test_one_line_per_design_where_there_is_room(remedied):
+    lines = [line for line in printed(remedied, 140).splitlines() if line.startswith("q=k,v ") and "±" in line]
     assert len(lines) == 2
     assert all(line.split()[1] == "worse" for line in lines)
 

@@ -26,8 +26,8 @@ SAY = Words("study")
 
 
 @pytest.fixture(scope="module")
-def ladder(tmp_path_factory):
-    return studied.ladder(tmp_path_factory.mktemp("ladder"))
+def remedied(tmp_path_factory):
+    return studied.remedied(tmp_path_factory.mktemp("remedied"))
 
 
 def found(result):
@@ -156,8 +156,8 @@ def test_worse_by_less_than_the_margin_is_no_difference(tmp_path):
 # The question that was asked
 
 
-def test_a_worse_shared_matrix_its_remedy_and_its_saving_are_said(ladder):
-    question, answer, saving, *about = ladder.answer()
+def test_a_worse_shared_matrix_its_remedy_and_its_saving_are_said(remedied):
+    question, answer, saving, *about = remedied.answer()
     assert question == "Do they?"
     assert answer.startswith("Queries and keys needed different weights on all 2 tasks (cycle and swap): ")
     assert "q=k,v is worse there." in answer
@@ -246,10 +246,10 @@ def test_both_languages_fill_in_the_same_places():
             assert places[0] == places[1], key
 
 
-def test_the_answer_in_chinese(ladder):
-    _, answer, *_ = ladder.answer("zh")
+def test_the_answer_in_chinese(remedied):
+    _, answer, *_ = remedied.answer("zh")
     assert "查询和键在全部 2 个任务（cycle 和 swap）上需要不同的权重" in answer
-    text = printed(ladder.terminal("zh"))
+    text = printed(remedied.terminal("zh"))
     assert "更差" in text
     assert not re.search(r"\b(worse|task|design|mean)\b", text)
 

@@ -59,18 +59,18 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def follow_names(task: Cycle | Swap, symbols: list[list[int]]) -> Answers:
-    payload_of = {name: payload - 2 * task.names for name, _, payload in symbols}
-    return {i: payload_of[pointer - task.names] for i, (_, pointer, _) in enumerate(symbols)}
+def follow_names(task: Cycle | Swap, row: list[list[int]]) -> Answers:
+    payload_of = {name: payload - 2 * task.names for name, _, payload in row}
+    return {i: payload_of[pointer - task.names] for i, (_, pointer, _) in enumerate(row)}
 
 
-def token_at_offset(task: Shift, symbols: list[list[int]]) -> Answers:
-    inside = range(len(symbols))
-    return {i: symbols[i + task.offset][0] for i in inside if i + task.offset in inside}
+def token_at_offset(task: Shift, row: list[list[int]]) -> Answers:
+    inside = range(len(row))
+    return {i: row[i + task.offset][0] for i in inside if i + task.offset in inside}
 
 
-def what_followed_last_time(task: Induction, symbols: list[list[int]]) -> Answers:
-    tokens = [symbol for (symbol,) in symbols]
+def what_followed_last_time(task: Induction, row: list[list[int]]) -> Answers:
+    tokens = [token for (token,) in row]
     answers: Answers = {}
     for i, token in enumerate(tokens):
         before = [j for j in range(i) if tokens[j] == token]
@@ -79,23 +79,23 @@ def what_followed_last_time(task: Induction, symbols: list[list[int]]) -> Answer
     return answers
 
 
-def payload_of_related(task: Relation, symbols: list[list[int]]) -> Answers:
-    payload_of = {token: payload - task.length for token, payload in symbols}
+def payload_of_related(task: Relation, row: list[list[int]]) -> Answers:
+    payload_of = {token: payload - task.length for token, payload in row}
     related = {
         "identity": lambda token: token,
         "swap": lambda token: token ^ 1,
         "3-cycles": lambda token: 3 * (token // 3) + (token + 1) % 3,
         "n-cycle": lambda token: (token + 1) % task.length,
     }[task.kind]
-    return {i: payload_of[related(token)] for i, (token, _) in enumerate(symbols)}
+    return {i: payload_of[related(token)] for i, (token, _) in enumerate(row)}
 
 
 def everywhere(answer: Callable[[list[int]], list[int]]) -> Callable[..., Answers]:
-    return lambda task, symbols: dict(enumerate(answer([symbol for (symbol,) in symbols])))
+    return lambda task, row: dict(enumerate(answer([token for (token,) in row])))
 
 
-def value_of_key(task: Recall, symbols: list[list[int]]) -> Answers:
-    tokens = [symbol for (symbol,) in symbols]
+def value_of_key(task: Recall, row: list[list[int]]) -> Answers:
+    tokens = [token for (token,) in row]
     context, rest = tokens[: 2 * task.pairs], tokens[2 * task.pairs :]
     return {
         2 * task.pairs + i: context[context.index(token) + 1]
@@ -104,15 +104,15 @@ def value_of_key(task: Recall, symbols: list[list[int]]) -> Answers:
     }
 
 
-def type_that_must_close(task: Dyck, symbols: list[list[int]]) -> Answers:
+def type_that_must_close(task: Dyck, row: list[list[int]]) -> Answers:
     stack: list[int] = []
     answers: Answers = {}
-    for i, (symbol,) in enumerate(symbols):
-        if symbol < task.types:
-            stack.append(symbol)
+    for i, (token,) in enumerate(row):
+        if token < task.types:
+            stack.append(token)
         else:
             answers[i - 1] = stack[-1]
-            assert stack.pop() == symbol - task.types
+            assert stack.pop() == token - task.types
         assert len(stack) <= task.depth
     assert not stack
     return answers
@@ -128,7 +128,7 @@ ORACLES: dict[str, Callable[..., Answers]] = {
     "sort": everywhere(sorted),
     "histogram": everywhere(lambda tokens: [tokens.count(token) for token in tokens]),
     "copy": everywhere(lambda tokens: tokens),
-    "sub": lambda task, symbols: {i: task.vocabulary - 1 - symbol for i, (symbol,) in enumerate(symbols)},
+    "sub": lambda task, row: {i: task.vocabulary - 1 - token for i, (token,) in enumerate(row)},
     "recall": value_of_key,
     "dyck": type_that_must_close,
 }
@@ -155,8 +155,8 @@ OTHERS = [
 class TestEveryTask:
     def test_answers_are_those_of_the_definition(self, task: Task) -> None:
         examples = task.sample(53, seeded())
-        for i, symbols in enumerate(examples.inputs.tolist()):
-            expected = ORACLES[task.name](task, symbols)
+        for i, row in enumerate(examples.inputs.tolist()):
+            expected = ORACLES[task.name](task, row)
             if isinstance(task, Recall):  # keys that stand among the filling tokens by chance are not counted
                 expected = {position: expected[position] for position in answers(examples, i)}
                 assert len(set(expected.values())) == len(expected) == task.pairs
@@ -210,9 +210,9 @@ def test_best_is_1_because_what_is_seen_fixes_the_target(task: Task) -> None:
     examples = task.sample(8_000, seeded())
     seen: dict[tuple[object, ...], int] = {}
     repeats = 0
-    for i, symbols in enumerate(examples.inputs.tolist()):
+    for i, row in enumerate(examples.inputs.tolist()):
         for position, target in answers(examples, i).items():
-            view = (position, str(symbols[: position + 1] if task.causal else symbols))
+            view = (position, str(row[: position + 1] if task.causal else row))
             repeats += view in seen
             assert seen.setdefault(view, target) == target
     assert repeats > 200
@@ -220,8 +220,8 @@ def test_best_is_1_because_what_is_seen_fixes_the_target(task: Task) -> None:
 
 @pytest.mark.parametrize(("task", "group"), [(Cycle(length=12, names=17), 3), (Swap(length=10, names=11), 2)])
 def test_naming_closes_after_a_full_group_and_not_before(task: Cycle | Swap, group: int) -> None:
-    for symbols in task.sample(29, seeded()).inputs.tolist():
-        pointer_of = {name: pointer - task.names for name, pointer, _ in symbols}
+    for row in task.sample(29, seeded()).inputs.tolist():
+        pointer_of = {name: pointer - task.names for name, pointer, _ in row}
         assert len(pointer_of) == task.length
         for name in pointer_of:
             path = [name]
@@ -243,10 +243,10 @@ def test_with_several_relations_each_pointer_names_by_one_of_them() -> None:
     assert (task.features, task.vocabulary) == (5, 2 * 3 * 7 + 5)
     examples = task.sample(101, seeded())
     used = Counter()
-    for symbols, targets in zip(examples.inputs.tolist(), examples.targets.tolist(), strict=True):
-        for i, (*own, pointer, _) in enumerate(symbols):
+    for row, targets in zip(examples.inputs.tolist(), examples.targets.tolist(), strict=True):
+        for i, (*own, pointer, _) in enumerate(row):
             relation = (pointer - 3 * 7) // 7
-            named = [other for other in symbols if other[relation] == pointer - 3 * 7]
+            named = [other for other in row if other[relation] == pointer - 3 * 7]
             assert len(named) == 1
             assert own[relation] != named[0][relation]
             assert named[0][-1] - 2 * 3 * 7 == targets[i]
@@ -268,18 +268,18 @@ def test_induction_level_is_the_distance_to_the_answer() -> None:
     task = Induction(length=23, vocabulary=13, shortest=5, longest=11)
     examples = task.sample(41, seeded())
     assert examples.level is not None
-    for i, symbols in enumerate(examples.inputs.squeeze(-1).tolist()):
+    for i, row in enumerate(examples.inputs.squeeze(-1).tolist()):
         for position, target in answers(examples, i).items():
-            nearest = max(j for j in range(position + 1) if symbols[j] == target)
+            nearest = max(j for j in range(position + 1) if row[j] == target)
             assert int(examples.level[i, position]) == position - nearest
     assert set(examples.level[examples.counted].tolist()) == set(range(4, 11))
 
 
-@pytest.mark.parametrize(("length", "symbols"), [(2, 2), (4, 3), (3, 5), (7, 2)])
+@pytest.mark.parametrize(("length", "vocabulary"), [(2, 2), (4, 3), (3, 5), (7, 2)])
 @pytest.mark.parametrize("name", ["reverse", "sort", "histogram", "copy", "sub"])
-def test_chance_of_sequences_is_that_of_all_of_them(name: str, length: int, symbols: int) -> None:
-    task = make_task(name, length=length, vocabulary=symbols)
-    targets = [ORACLES[name](task, [[s] for s in tokens]) for tokens in product(range(symbols), repeat=length)]
+def test_chance_of_sequences_is_that_of_all_of_them(name: str, length: int, vocabulary: int) -> None:
+    task = make_task(name, length=length, vocabulary=vocabulary)
+    targets = [ORACLES[name](task, [[s] for s in tokens]) for tokens in product(range(vocabulary), repeat=length)]
     likeliest = [max(Counter(answers[i] for answers in targets).values()) for i in range(length)]
     assert task.chance == pytest.approx(sum(likeliest) / length / len(targets), rel=1e-9)
 
@@ -299,19 +299,19 @@ DOCUMENTED = [
 @pytest.mark.parametrize("task", DOCUMENTED, ids=lambda task: task.name)
 def test_the_documented_example_is_one(task: Task) -> None:
     rows = dict(re.findall(r"^ +(input|target) +(.+)$", task.__doc__ or "", flags=re.MULTILINE))
-    symbols = [[int(symbol)] for symbol in rows["input"].split()]
+    row = [[int(token)] for token in rows["input"].split()]
     targets = {i: int(target) for i, target in enumerate(rows["target"].split()) if target != "-"}
-    assert len(symbols) == task.length
-    assert ORACLES[task.name](task, symbols) == targets
+    assert len(row) == task.length
+    assert ORACLES[task.name](task, row) == targets
 
 
 def test_the_documented_brackets_are_an_example() -> None:
     rows = dict(re.findall(r"^ +(input|target|level) +(.+)$", Dyck.__doc__ or "", flags=re.MULTILINE))
     task = Dyck(length=8, types=2)
-    symbols = [["([)]".index(bracket)] for bracket in rows["input"].split()]
-    expected = type_that_must_close(task, symbols)
+    row = [["([)]".index(bracket)] for bracket in rows["input"].split()]
+    expected = type_that_must_close(task, row)
     assert {i: int(target) for i, target in enumerate(rows["target"].split()) if target != "-"} == expected
-    depths = [sum(1 if symbol < 2 else -1 for (symbol,) in symbols[: i + 1]) for i in range(8)]
+    depths = [sum(1 if token < 2 else -1 for (token,) in row[: i + 1]) for i in range(8)]
     assert {i: int(level) for i, level in enumerate(rows["level"].split()) if level != "-"} == {
         i: depths[i] for i in expected
     }
@@ -338,9 +338,9 @@ def test_recall_level_is_the_distance_to_the_value_as_a_power_of_two() -> None:
     task = Recall(length=50, pairs=7, vocabulary=31)
     examples = task.sample(43, seeded())
     assert examples.level is not None
-    for i, symbols in enumerate(examples.inputs.squeeze(-1).tolist()):
+    for i, row in enumerate(examples.inputs.squeeze(-1).tolist()):
         for position in answers(examples, i):
-            distance = position - symbols[:14:2].index(symbols[position]) * 2 - 1
+            distance = position - row[:14:2].index(row[position]) * 2 - 1
             level = int(examples.level[i, position])
             assert level <= distance < 2 * level
             assert level & (level - 1) == 0
@@ -361,8 +361,8 @@ def test_recall_keys_come_again_soon_rather_than_late() -> None:
 def test_of_a_relation_each_position_answers_with_the_payload_of_its_partner(kind: Kind) -> None:
     task = Relation(kind, length=6, payloads=3)
     sampled = task.sample(2000, seeded())
-    for i, symbols in enumerate(sampled.inputs[:31].tolist()):
-        assert answers(sampled, i) == payload_of_related(task, symbols)
+    for i, row in enumerate(sampled.inputs[:31].tolist()):
+        assert answers(sampled, i) == payload_of_related(task, row)
     sought = task.related_positions(sampled.inputs)
     assert torch.equal(sampled.inputs[..., 1].gather(1, sought) - task.length, sampled.targets)
     assert torch.equal(sampled.inputs[..., 0].gather(1, sought), task.related[sampled.inputs[..., 0]])

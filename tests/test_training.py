@@ -125,7 +125,7 @@ def test_scores_by_hand():
 
 @dataclasses.dataclass(frozen=True)
 class TwoBytes(Text):
-    """Symbols that stand for two bytes each."""
+    """Tokens that stand for two bytes each."""
 
     def __post_init__(self):
         pass
