@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 import numpy as np
 
 from querykey.stats.comparison import Arms, Comparison, Key, Rule
+from querykey.stats.statistics import Seeds
 from querykey.stats.verdict import compare_family
 
 RESAMPLES = 500
