@@ -65,7 +65,7 @@ def scale(
     values = np.linspace(*limits, 256)[None]
     pixels = _png(_pixels(values, limits, centre, flipped))
     named = "".join(
-        f'<span style="left:{axis.place(x):.2f}%">{escape(name)}</span>' for name, x in (marks or {}).items()
+        f'<span style="--at:{axis.place(x):.2f}%">{escape(name)}</span>' for name, x in (marks or {}).items()
     )
     return (
         f'<div class="scale" role="img" aria-label="{escape(title)}"><div class="marks">{named}</div>'
