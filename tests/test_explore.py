@@ -218,7 +218,7 @@ def test_a_trained_model_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_what_is_offered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(subjects.builtin, "minilm", lambda: None)
+    monkeypatch.setattr(subjects, "minilm", lambda: None)
     assert list(offers()) == ["cycle", "cycle-tied", "bytes"]
     assert list(offers("cycle-tied")) == ["cycle-tied", "cycle", "bytes"]
     assert next(iter(offers(tmp_path))) == "given"

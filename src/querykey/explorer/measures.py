@@ -65,11 +65,13 @@ def symmetry(scores: Float[Tensor, "heads length length"]) -> Float[Tensor, " he
 
     0 for a text of one token, and for scores that are all alike.
     """
-    off = ~torch.eye(scores.shape[-1], dtype=torch.bool)
-    here, there = (s[:, off].double() for s in (scores, scores.mT))
-    here, there = (x - x.mean(-1, keepdim=True) if x.numel() else x for x in (here, there))
-    spread = here.square().sum(-1)
-    product = (here * there).sum(-1)
+    length = scores.shape[-1]
+    total = scores.sum((-2, -1), dtype=torch.double) - scores.diagonal(dim1=-2, dim2=-1).sum(-1, dtype=torch.double)
+    mean = total / max(length * (length - 1), 1)  # of s_ij and of s_ji alike
+    centred = scores - mean.to(scores.dtype)[:, None, None]
+    centred.diagonal(dim1=-2, dim2=-1).zero_()
+    spread = centred.square().sum((-2, -1), dtype=torch.double)
+    product = (centred * centred.mT).sum((-2, -1), dtype=torch.double)
     return torch.where(spread > 1e-12, product / spread.clamp(min=1e-12), 0.0)
 
 
