@@ -160,7 +160,9 @@ def test_what_cannot_be_generated_is_refused(model, arguments, sentence):
 
 def test_a_stream_gives_the_tokens_and_their_log_probabilities():
     model = Transformer(13, 13, 16, causal=True, **SIZES)
-    options = {"seed": 3, "top_k": 5, "stop": [[4, 1], 7]}
+    free = model.generate(PROMPTS, 8, seed=3, top_k=5).tolist()
+    stops = [free[0][1:3], free[1][4]]  # so that a row ends while others go on
+    options = {"seed": 3, "top_k": 5, "stop": stops}
     tokens = model.generate(PROMPTS, 8, **options)
     steps = list(model.stream(PROMPTS, 8, **options))
     assert torch.equal(torch.stack([step.tokens for step in steps], 1), tokens)
@@ -168,9 +170,10 @@ def test_a_stream_gives_the_tokens_and_their_log_probabilities():
     for prompt, new, log in zip(PROMPTS, tokens.tolist(), found, strict=True):
         row = torch.tensor([[*prompt, *new]])
         logits = model(row.unsqueeze(-1))[0, len(prompt) - 1 : -1].log_softmax(-1)
-        ends = [at + 1 for at in range(len(new)) if new[at] == 7 or new[max(at - 1, 0) : at + 1] == [4, 1]]
+        ends = [at + 1 for at in range(len(new)) if new[at] == stops[1] or new[max(at - 1, 0) : at + 1] == stops[0]]
         expected = logits.gather(-1, row[0, len(prompt) :, None]).squeeze(-1)
         expected[min(ends, default=len(new)) :] = 0.0
+        assert 0 < len(expected.nonzero()) <= min(ends, default=len(new))
         torch.testing.assert_close(log, expected.detach(), rtol=1e-4, atol=1e-4)
     following = next(model.stream(PROMPTS, 8, temperature=0))
     assert torch.equal(following.tokens, model.generate(PROMPTS, 1, temperature=0)[:, 0])
