@@ -21,6 +21,7 @@ from querykey.checkpoint import probe
 from querykey.inspection.behaviour import behaviour, blind
 from querykey.inspection.forecast import COMPARISONS, REPLACEMENTS, Yardstick, forecast
 from querykey.inspection.inspect import examine
+from querykey.inspection.page import as_html
 from querykey.inspection.summary import sentences
 from querykey.inspection.tables import forecast_table
 from querykey.inspection.text import pieces
@@ -434,3 +435,14 @@ def test_chosen_layers_alone_are_replaced_and_the_work_is_known_from_the_start(t
     assert work[0].done > 0
     ends = [step for step in steps if step.what.startswith("replacements")]
     assert ends[-1].done == ends[-1].total  # neither more nor less than was announced
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_layers_that_the_text_does_not_reach_are_named(tmp_path: Path, text: Path) -> None:
+    """The decoder of T5: the encoder alone is run."""
+    found = examine(with_words(tiny_model("t5").float(), tmp_path / "t5"), text=text, pieces=4)
+    words = " ".join(sentences(found))
+    assert "The text runs through 2 of 4 layers of self-attention" in words
+    assert "(decoder 0, decoder 1)" in words
+    assert "12 heads of cross-attention" in words
+    as_html([found])  # rows without behaviour, and without eigenvalues, are no error

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 
 import querykey
-from checkpoints import ARCHITECTURES, SIZES, TWO_STEPS, tie, tiny_model
+from checkpoints import ARCHITECTURES, SIZES, TINY, TWO_STEPS, tie, tiny_model
 from querykey.checkpoint import CheckpointError, LayerWeights, open_checkpoint
 from querykey.inspection import tables
 from querykey.inspection.inspect import examine
@@ -75,15 +75,16 @@ def dense(W_Q: Tensor, W_K: Tensor) -> dict[str, float]:
 
 
 def assert_dense(heads: pd.DataFrame, layers: list[LayerWeights]) -> None:
-    for number, weights in enumerate(layers):
+    for weights in layers:
         whole = sum(weights.W_Q[h].double() @ weights.W_K[g].double().T for h, g in enumerate(weights.map.key_head))
         assert isinstance(whole, Tensor)
-        mine = heads[heads["layer"] == number]
+        mine, inside = heads[heads["module"] == weights.map.name], weights.map.query.factor * weights.map.key.factor
         summed = (whole * whole.T).sum() / whole.square().sum()
         assert mine["layer_symmetry"].to_numpy() == pytest.approx(summed.item(), rel=1e-10)
         for row in mine.to_dict("records"):
             for name, value in dense(weights.W_Q[row["head"]], weights.W_K[row["kv_head"]]).items():
-                assert row[name] == pytest.approx(value, rel=1e-10, abs=1e-13), (number, row["head"], name)
+                value /= inside if name == "norm" else 1  # a scaling in the queries is not part of it
+                assert row[name] == pytest.approx(value, rel=1e-10, abs=1e-13), (row["module"], row["head"], name)
 
 
 def minilm() -> Path:
@@ -105,35 +106,62 @@ def test_minilm_against_dense_matrices() -> None:
     assert on_sharing(heads).startswith("None of 72 heads is closer to shared")
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt_bigcode", "gemma4", "deepseek_v3"])
+DENSE = [
+    pytest.param(name, marks=[] if name in ("llama", "gpt_bigcode", "gemma4", "deepseek_v3") else pytest.mark.slow)
+    for name in TINY
+]
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("name", DENSE)
 def test_tiny_models_against_dense_matrices(name: str, tmp_path: Path) -> None:
     """Grouped and multi-query heads, layers of different head sizes, two-step projections: in float64 throughout."""
     tiny_model(name).save_pretrained(tmp_path)
-    checkpoint = open_checkpoint(tmp_path)
+    assert_checkpoint(tmp_path)
+
+
+def assert_checkpoint(folder: Path) -> None:
+    """Every measure of every head against dense matrices, the rotary symmetry within the layer's own window."""
+    checkpoint, heads = open_checkpoint(folder), querykey.inspect(folder)
     layers = [checkpoint.read(number, dtype=torch.float64) for number in range(len(checkpoint.layers))]
-    assert_dense(querykey.inspect(tmp_path), layers)
+    assert_dense(heads, layers)
+    limit = getattr(checkpoint.config.get_text_config(), "max_position_embeddings", None)
+    for weights in layers:
+        mine, window = heads[heads["module"] == weights.map.name], weights.map.distances(limit)
+        if weights.map.rotary is not None and window is not None:
+            for head in (0, len(mine) - 1):
+                expected = rotary_symmetry(weights, head, min(window, limit))
+                assert mine["symmetry_rotary"].iloc[head] == pytest.approx(expected, rel=1e-6, abs=1e-9)
+            assert (mine["tied_share_rotary"] >= 0).all()
+
+
+def rotary_symmetry(weights: LayerWeights, head: int, limit: int) -> float:
+    """From the matrices M(r) themselves, for every distance r below the limit."""
+    rotary, size = weights.map.rotary, weights.W_Q.shape[-1]
+    assert rotary is not None
+    A, B = weights.W_Q[head], weights.W_K[weights.map.key_head[head]]
+    agreement = energy = torch.zeros(())
+    for r in range(1 - limit, limit):
+        turn = torch.eye(size, dtype=torch.float64)
+        for (i, j), theta in zip(rotary.pairs.tolist(), rotary.frequency.tolist(), strict=True):
+            c, s = np.cos(r * theta), np.sin(r * theta)
+            turn[i, i], turn[i, j], turn[j, i], turn[j, j] = c, -s, s, c
+        M, back = A @ turn @ B.T, A @ turn.T @ B.T
+        agreement, energy = agreement + (M * back.T).sum(), energy + M.square().sum()
+    return float(agreement / energy)
 
 
 @pytest.mark.parametrize(("window", "limit"), [(None, 64), (5, 5)])
 def test_rotary_symmetry_is_the_mean_over_the_distances(window: int | None, limit: int, tmp_path: Path) -> None:
-    """Against the matrices M(r) themselves, for every distance of the model, or in the layer's own window."""
+    """For every distance of the model, or in the layer's own window."""
     model = tiny_model("mistral" if window else "gpt_neox")  # whose heads rotate in part
     model.config.sliding_window = window
     model.save_pretrained(tmp_path)
-    checkpoint = open_checkpoint(tmp_path)
-    weights, rotary = checkpoint.read(1, dtype=torch.float64), checkpoint.layers[1].rotary
-    assert rotary is not None
+    weights = open_checkpoint(tmp_path).read(1, dtype=torch.float64)
     heads = querykey.inspect(tmp_path).query("layer == 1")
-    for head, key_head in enumerate(weights.map.key_head):
-        agreement = energy = torch.zeros(())
-        for r in range(1 - limit, limit):
-            turn = torch.eye(8, dtype=torch.float64)
-            for (i, j), theta in zip(rotary.pairs.tolist(), rotary.frequency.tolist(), strict=True):
-                c, s = np.cos(r * theta), np.sin(r * theta)
-                turn[i, i], turn[i, j], turn[j, i], turn[j, j] = c, -s, s, c
-            M, back = (weights.W_Q[head] @ turn_ @ weights.W_K[key_head].T for turn_ in (turn, turn.T))
-            agreement, energy = agreement + (M * back.T).sum(), energy + M.square().sum()
-        assert heads["symmetry_rotary"].iloc[head] == pytest.approx((agreement / energy).item(), rel=1e-9)
+    for head in range(len(heads)):
+        expected = rotary_symmetry(weights, head, limit)
+        assert heads["symmetry_rotary"].iloc[head] == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -199,6 +227,39 @@ NAMES = {
         "vision_model.global_transformer.layers.0.self_attn", "language_model 1 cross", "language_model 3 cross",
     ],
 }  # fmt: skip
+
+
+TEXT = WIDTHS | {"vocab_size": 61, "max_position_embeddings": 16, "pad_token_id": 0, "bos_token_id": 1} | {
+    "eos_token_id": 2, "num_key_value_heads": 3
+}  # fmt: skip
+SOUND = {"conv_dim": [8, 8], "conv_stride": [5, 2], "conv_kernel": [10, 3], "num_feat_extract_layers": 2} | {
+    "num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2
+}  # fmt: skip
+TOWERS = CROSSED | {
+    "clip": {"vision_config": IMAGE, "text_config": TEXT},
+    "siglip": {"vision_config": IMAGE, "text_config": TEXT},
+    "swin": {"image_size": 32, "embed_dim": 24, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4},
+    "wav2vec2": WIDTHS | SOUND,
+    "llava": {
+        "vision_config": IMAGE | {"model_type": "clip_vision_model"},
+        "text_config": TEXT | {"model_type": "llama"},
+        "image_token_index": 5,
+    },
+    "qwen2_vl": {
+        "vision_config": {"depth": 2, "embed_dim": 48, "num_heads": 6, "hidden_size": 48, "patch_size": 4},
+        "text_config": TEXT | {"rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 2]}},
+    },
+    **dict.fromkeys(("vit", "deit", "dinov2", "beit"), IMAGE),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("kind", TOWERS)
+def test_towers_against_dense_matrices(kind: str, tmp_path: Path) -> None:
+    config = AutoConfig.for_model(kind, **TOWERS[kind])
+    AutoModel.from_config(config, dtype=torch.float64).save_pretrained(tmp_path)
+    assert_checkpoint(tmp_path)
 
 
 @pytest.mark.usefixtures("unchecked")
