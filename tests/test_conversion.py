@@ -34,6 +34,7 @@ from querykey.conversion.heal import divergence, heal
 from querykey.conversion.layers import ConversionError, shared_layers
 from querykey.conversion.save import load
 from querykey.conversion.texts import Text, calibration_texts, check_apart, read_texts
+from querykey.modeling import Rotation
 
 SMALL = {"windows": 4, "length": 32, "calibration": [Path(__file__)]}  # any text
 
@@ -335,6 +336,14 @@ def test_several_sizes_are_measured_as_each_alone():
     wide.switch.apply()  # after another conversion of the same model
     conversion.check(wide)
     assert wide.cache_bytes()[1] == 0.75 * wide.cache_bytes()[0]
+
+
+def test_keys_rotated_to_other_positions_are_noticed(half, monkeypatch):
+    conversion.check(half)
+    angles = Rotation.angles
+    monkeypatch.setattr(Rotation, "angles", lambda self, newest, first, *more: angles(self, newest, first + 1, *more))
+    with pytest.raises(ConversionError, match="other probabilities with its cache than without"):
+        conversion.check(half)
 
 
 def test_folders_load_with_the_same_logits(half, tmp_path):
