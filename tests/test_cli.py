@@ -90,6 +90,7 @@ WRONG = [
     ("inspect {empty} --out {file}", "is a file, expected a folder"),
     ("inspect {empty} --text no/such/file", "there is no text at no/such/file"),
     ("inspect {empty} --text {file} --pieces 1", "at least 2 tokens and 2 pieces"),
+    ("convert ./no/such", "there is no file or folder at './no/such'"),
     ("convert {empty} --share vk", "unknown value 'vk'; known are kv, qk, qkv"),
     ("convert {empty} --cache half", "expected a number, not 'half'"),
     ("convert {empty} --out {file}", "is a file, expected a folder"),

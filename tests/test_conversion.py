@@ -33,7 +33,7 @@ from querykey.conversion.evaluate import evaluate, paired_ratio
 from querykey.conversion.heal import divergence, heal
 from querykey.conversion.layers import ConversionError, shared_layers
 from querykey.conversion.save import load
-from querykey.conversion.texts import Text, calibration_texts, check_apart, read_texts
+from querykey.conversion.texts import Text, calibration_texts, check_apart, drawn_text, read_texts
 from querykey.modeling import Rotation
 
 SMALL = {"windows": 4, "length": 32, "calibration": [Path(__file__)]}  # any text
@@ -492,11 +492,13 @@ def test_healing_lowers_the_divergence_and_trains_what_was_made_only(texts, tmp_
     torch.testing.assert_close(logits(plain, ids), logits(model, ids), rtol=0, atol=1e-4)
 
 
-def test_healing_that_makes_a_text_worse_is_not_kept(texts, tmp_path):
+def test_healing_that_makes_a_text_worse_is_not_kept(tmp_path):
     found = converted(dtype=torch.float32, cache=0.9)
+    with found.original():  # what the model says itself is predicted by nothing better
+        texts = [drawn_text(found.model, found.fitted.tokenizer, windows=32, length=48)]
     costs = found.evaluate(texts)
     values = [x.detach().clone() for x in found.model.parameters()]
-    assert not heal(found, texts[:1], texts, steps=3, rate=1.0, folder=tmp_path, save_strategy="no")
+    assert not heal(found, texts, texts, steps=3, rate=1.0, folder=tmp_path, save_strategy="no")
     assert found.costs == costs
     assert found.healed["worse"]
     for x, expected in zip(found.model.parameters(), values, strict=True):
@@ -532,14 +534,13 @@ WRONG = [
     ("{model} --out {new} --heal 5", "add --evaluate"),
     ("{model} --out {new} --calibrate {text} --evaluate {text}", "expected different files"),
     ("{model} --out {new} --calibrate {short}", "too short"),
-    ("{model} --out {new} --calibrate {latin}", "not text in UTF-8"),
+    ("{model} --out {new} --calibrate {binary}", "is no text but a binary file"),
     ("{model} --out {new} --calibrate no/such", "no text at no/such"),
     ("{encoder} --out {new}", "no causal head"),
     ("{seq2seq} --out {new}", "an encoder and a decoder"),
     ("{mla} --out {new}", "from a latent already"),
     ("{converted} --out {new}", "shares its projections already (q,k=v+latent="),
     ("{full} --out {new}", "cannot be opened"),
-    ("no/such/model --out {new}", "no file or folder at"),
 ]
 
 
@@ -551,7 +552,7 @@ def places(tmp_path_factory, half) -> dict[str, str]:
     (folder / "full/file").write_text("mine")
     (folder / "text").write_text("words " * 999)
     (folder / "short").write_text("words")
-    (folder / "latin").write_bytes("Umlaute: äöü".encode("latin-1") * 999)
+    (folder / "binary").write_bytes(bytes(range(256)) * 99)
     half.save(folder / "converted")
     models = {"model": tiny(), "encoder": BertModel(BertConfig(**SIZES))}
     models["seq2seq"] = T5ForConditionalGeneration(

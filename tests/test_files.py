@@ -165,7 +165,7 @@ def test_a_lora_folder_equals_the_merged_model(
         ({"peft_type": "LOHA", "base_model_name_or_path": "../base"}, "kind LOHA; expected LORA"),
         ({"peft_type": "LORA", "use_dora": True, "base_model_name_or_path": "../base"}, "kind use_dora"),
         ({"peft_type": "LORA"}, "base_model_name_or_path"),
-        ({"peft_type": "LORA", "base_model_name_or_path": "../nowhere"}, "'../nowhere' is neither a file or folder"),
+        ({"peft_type": "LORA", "base_model_name_or_path": "../nowhere"}, "there is no file or folder at '../nowhere'"),
     ],
 )
 def test_other_adapters_are_refused(config: dict[str, object], said: str, tmp_path: Path) -> None:

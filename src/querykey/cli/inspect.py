@@ -121,7 +121,7 @@ def _examined(path: str, chosen: argparse.Namespace, told: Any) -> Inspection:
     from querykey.report.progress import Progress
 
     load("transformers.utils.logging", "inspect").disable_progress_bar()  # ours is enough
-    with Progress(told) as progress:
+    with Progress(told, "opening, libraries included") as progress:
         found = examine(
             path,
             text=chosen.text,

@@ -148,13 +148,12 @@ def examine(
     trust_remote_code: bool = False,
     watch: Watch = lambda _: None,
 ) -> Inspection:
-    """As `inspect`, with spectra and the circumstances; `watch` is called before the first step and after every one."""
+    """As `inspect`, with spectra and the circumstances; `watch` is called after each step."""
     start = time.perf_counter()
     if isinstance(model, nn.Module) and text is not None:
         raise ValueError("a module in memory has no tokenizer; save it with one, and give the folder to read a text")
     _check(device)
     reading = _reading(text, calibrate, context, pieces)
-    watch(Progress("opening, libraries included", 0, 1))
     if isinstance(model, nn.Module):
         checkpoint = open_module(model, inputs)
     else:
