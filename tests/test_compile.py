@@ -57,7 +57,8 @@ for number, design in enumerate(designs):
         with torch.no_grad():
             out = [layer(x[:, :3], cache=cache)]
             for end in range(4, steps + 1):
-                if end == (5 if static else 7):  # lengths become symbols at the second graph
+                # lengths become symbols at the second graph; a cache that grows has a new graph when its buffers double
+                if end == (5 if static else 7) and (static or steps <= 64):
                     torch.compiler.set_stance("fail_on_recompile")
                 out.append(compiled(x[:, end - 1 : end], cache=cache))
             torch.compiler.set_stance("default")
