@@ -163,3 +163,28 @@ def test_masks_of_many_dimensions(generator):
         torch.testing.assert_close(
             out[batch, row], attend(q[batch, row][None], k[batch, row][None], v[batch, row][None], mask=mask[row])[0]
         )
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_soft_cap_and_sinks_are_those_of_the_formula(causal):
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, heads, 5, 4, generator=generator, dtype=torch.float64) for heads in (4, 2, 2))
+    sinks = torch.randn(4, generator=generator, dtype=torch.float64)
+    scores = 0.7 * (q @ k.repeat_interleave(2, 1).mT / 2 / 0.7).tanh()
+    if causal:
+        scores = scores.masked_fill(~torch.ones(5, 5, dtype=torch.bool).tril(), -math.inf)
+    weights = scores.exp() / (scores.exp().sum(-1, keepdim=True) + sinks.exp()[:, None, None])
+    found = attend(q, k, v, causal=causal, softcap=0.7, sinks=sinks)
+    torch.testing.assert_close(found, weights @ v.repeat_interleave(2, 1), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"softcap": 0.0}, "softcap must be positive, not 0.0"),
+        ({"sinks": torch.zeros(2)}, r"one score for each of the 4 heads, not of shape \(2,\)"),
+    ],
+)
+def test_soft_cap_and_sinks_that_cannot_be_are_refused(arguments, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        attend(*torch.randn(3, 1, 4, 5, 4), **arguments)

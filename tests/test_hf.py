@@ -31,15 +31,19 @@ def registered():
 
 def tiny(family, implementation, **options):
     model, config, more = FAMILIES[family]
-    torch.manual_seed(5)
     config = getattr(transformers, config)(**SIZES, **more, **options)
-    made = getattr(transformers, model)(config).eval()
+    return made(getattr(transformers, model), config, implementation)
+
+
+def made(model, config, implementation):
+    torch.manual_seed(5)
+    found = model(config).eval()
     with torch.no_grad():
-        for parameter in made.parameters():
-            if parameter.ndim == 2:
+        for name, parameter in found.named_parameters():
+            if parameter.ndim == 2 or name.endswith("sinks"):
                 parameter.normal_(0.0, 0.3)
-    made.set_attn_implementation(implementation)
-    return made
+    found.set_attn_implementation(implementation)
+    return found
 
 
 def tokens():
@@ -119,11 +123,27 @@ def test_the_self_mask_decodes_as_it_reads_at_once():
     torch.testing.assert_close(torch.cat(steps, 1), whole, rtol=1e-4, atol=1e-4)
 
 
-def test_what_it_does_not_compute_is_refused():
+def capped(implementation):
     config = transformers.Gemma2Config(
-        **SIZES, num_key_value_heads=2, head_dim=6, attn_logit_softcapping=5.0, sliding_window=4
+        **SIZES, num_key_value_heads=2, head_dim=6, attn_logit_softcapping=0.5, sliding_window=4
     )
-    model = transformers.Gemma2ForCausalLM(config).eval()
-    model.set_attn_implementation("querykey")
-    with pytest.raises(ValueError, match="softcap"):
-        model(tokens())
+    return made(transformers.Gemma2ForCausalLM, config, implementation)
+
+
+def with_sinks(implementation):
+    more = {"num_key_value_heads": 2, "head_dim": 6, "num_local_experts": 2, "num_experts_per_tok": 1}
+    sizes = SIZES | {"hidden_size": 32, "intermediate_size": 32}  # its experts take multiples of 16 bytes
+    config = transformers.GptOssConfig(**sizes, **more, sliding_window=4)
+    return made(transformers.GptOssForCausalLM, config, implementation)
+
+
+@pytest.mark.parametrize("model", [capped, with_sinks])
+@pytest.mark.parametrize("padding", [None, LEFT_PADDING], ids=["whole", "left-padded"])
+def test_soft_cap_and_sinks_equal_the_model_s_own(model, padding):
+    rows = torch.ones_like(tokens()) if padding is None else padding
+    options = {"max_new_tokens": 6, "do_sample": False, "attention_mask": rows, "pad_token_id": 0, "eos_token_id": None}
+    found, expected = (model(name) for name in ("querykey", "eager"))
+    with torch.no_grad():
+        pair = [one(tokens(), attention_mask=padding).logits[rows == 1] for one in (found, expected)]
+    torch.testing.assert_close(*pair, rtol=1e-5, atol=1e-5)
+    assert found.generate(tokens(), **options).tolist() == expected.generate(tokens(), **options).tolist()

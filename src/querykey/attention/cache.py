@@ -9,7 +9,6 @@ from torch import Tensor
 from querykey.attention.buffers import Cache, in_words, signature
 from querykey.attention.sequence import Span
 from querykey.attention.static import StaticCache
-from querykey.layout import Layout
 
 _FIRST = 64  # positions of the first buffer; then its capacity doubles
 
@@ -21,7 +20,7 @@ class KVCache(Cache):
     so that a step copies its own position only. Positions that a sliding window no longer sees are dropped when the
     buffer is full: its capacity stays below twice the window, or at its first 64 positions. Under autograd, where what
     was read must not be overwritten, new positions are concatenated. A shallow copy shares the buffer: continue from
-    one of the two only. `StaticCache` is the variant that compiles to one graph.
+    one of the two only. ``KVCache.static(batch, length, layout)`` is a `StaticCache`, which compiles to one graph.
 
     Args:
         limit: the most positions that are kept from one call to the next; None for no limit. With a window these are
@@ -31,6 +30,8 @@ class KVCache(Cache):
         keep_rotated: where one tensor serves as keys and values, but keys are rotated, normalised or made of a latent:
             keep these keys too. That takes more bytes, and saves making them anew at each step.
     """
+
+    static = StaticCache
 
     def __init__(
         self,
@@ -45,22 +46,6 @@ class KVCache(Cache):
         self.limit = limit
         self._first = 0  # the position that lies first in the buffers
         self._length = 0
-
-    @staticmethod
-    def static(
-        batch: int,
-        length: int,
-        layout: Layout,
-        *,
-        padding: Int[Tensor, " batch"] | None = None,
-        keep_rotated: bool = False,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> StaticCache:
-        """A preallocated cache for at most `length` positions, with which a decoding step compiles to one graph."""
-        return StaticCache(
-            batch, length, layout, padding=padding, keep_rotated=keep_rotated, device=device, dtype=dtype
-        )
 
     def __len__(self) -> int:
         """Number of positions seen, padding and those that a window has dropped among them."""

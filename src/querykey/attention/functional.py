@@ -5,7 +5,7 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
-from querykey.attention import checks, kernels, masks
+from querykey.attention import checks, kernels, masks, modifiers
 from querykey.attention.reference import check_tensors
 from querykey.attention.scoring import Scoring
 from querykey.attention.similarity import default_scale
@@ -23,6 +23,8 @@ def attend(
     window: int | None = None,
     scale: float | None = None,
     dropout: float = 0.0,
+    softcap: float | None = None,
+    sinks: Float[Tensor, " heads"] | None = None,
 ) -> Float[Tensor, "*queries d_v"]:
     """softmax(Q Kᵀ / √d_k) V, or with another similarity. Vaswani et al., 1706.03762, equation 1.
 
@@ -38,6 +40,8 @@ def attend(
             2310.06825, section 2).
         scale: 1/√d_k when not given, and √d_k for the cosine.
         dropout: the probability that a weight is dropped. It is applied whenever it is not 0.
+        softcap: scores are softcap · tanh(scores / softcap) (Gemma 2, 2408.00118).
+        sinks: a score for each head of `q` that takes part in its softmax and reads no value (gpt-oss, 2508.10925).
 
     Raises:
         ValueError: if shapes, dtypes or devices do not fit, the similarity is unknown, or the window is none.
@@ -52,10 +56,11 @@ def attend(
         if mask.ndim > 4:
             mask = mask.expand(*shape[:-3], *mask.shape[-3:])
     scale = default_scale(similarity, q.shape[-1]) if scale is None else scale
-    scoring = Scoring(scale, similarity, causal, window)
+    modifiers.check(softcap, sinks, q.shape[-3] if q.ndim > 3 else 1)
+    scoring = Scoring(scale, similarity, causal, window, softcap=softcap)
     mask = None if mask is None else _to_four_dimensions(mask)
     queries, keys, values = map(_to_four_dimensions, (q, k, v))
-    out = kernels.run(scoring.call(queries, keys, values, mask, dropout))
+    out = kernels.run(scoring.call(queries, keys, values, mask, dropout, sinks))
     return out.reshape(*q.shape[:-1], v.shape[-1])
 
 

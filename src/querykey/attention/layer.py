@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from querykey.attention import checks, kernels, masks, modules, packed, reference
+from querykey.attention import checks, kernels, masks, modifiers, modules, packed, reference
 from querykey.attention.buffers import Cache
 from querykey.attention.cache import KVCache
 from querykey.attention.checks import Inputs
@@ -78,8 +78,7 @@ class SelfAttention(CachedAttention):
         if not 0.0 <= dropout < 1.0:
             raise ValueError(f"dropout must be a probability from 0 to below 1, not {dropout}")
         masks.check_window(window, causal)
-        if softcap is not None and not softcap > 0:
-            raise ValueError(f"softcap must be positive, not {softcap}")
+        modifiers.check(softcap, None, heads)
         layout = Layout.of(
             design, dim, heads, head_dim=head_dim, bias=bias, rotary=rotary, context_dim=context_dim, sinks=sinks
         )
@@ -295,7 +294,7 @@ class SelfAttention(CachedAttention):
         "blocked" goes by blocks of rows, on a CPU, where half of a causal mask, or most of a window's, can be saved.
         "products" is the formula: for a single query of a CPU, where the cache holds fewer heads than there are
         queries, or keys and values of different sizes, and where latents are summed. "math" is the explicit, quadratic
-        kernel of PyTorch; the CPU takes it for dropout, and for a mask that wants a gradient. The `cache` is read and
+        kernel of PyTorch; the CPU takes it for dropout, and for a mask that requires a gradient. The `cache` is read and
         not extended.
         """
         checks.check_inputs(self.layout, self.reference_weight(), self.causal, Inputs(x, mask, context, cache))

@@ -31,6 +31,14 @@ class Modifiers(NamedTuple):
 NONE = Modifiers()
 
 
+def check(softcap: float | None, sinks: Tensor | None, heads: int) -> None:
+    """Raise ValueError unless the soft cap is positive, and there is a sink for each head."""
+    if softcap is not None and not softcap > 0:
+        raise ValueError(f"softcap must be positive, not {softcap}")
+    if sinks is not None and sinks.shape != (heads,):
+        raise ValueError(f"sinks must be one score for each of the {heads} heads, not of shape {tuple(sinks.shape)}")
+
+
 def capped(scores: Tensor, softcap: float | None) -> Tensor:
     """Scores between −cap and cap."""
     return scores if softcap is None else softcap * (scores / softcap).tanh()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -21,7 +21,8 @@ from querykey.bench.timing import Run, Spread, interleave, ratio, spread
 from querykey.design import Design, DesignError
 from querykey.layout import Layout
 
-Watch = Callable[[str, int, int], object]  # what is timed, finished rounds, all rounds
+if TYPE_CHECKING:
+    from querykey.report.progress import Watch
 
 _PLAIN = Design()
 

@@ -30,7 +30,8 @@ from querykey.report.files import write_atomically
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-Watch = Callable[[str, int, int], None]
+    from querykey.report.progress import Watch
+
 SAVED_EVERY = 16  # windows between two states on disk
 
 

@@ -7,7 +7,7 @@ conversion.save("out")                          # loads with querykey.load("out"
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -29,8 +29,9 @@ from querykey.conversion.texts import Text, calibration_texts, check_apart, read
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from querykey.report.progress import Watch
+
 Share = Literal["kv", "qk", "qkv"]
-Watch = Callable[[str, int, int], None]
 DESIGNS = {"kv": "q,k=v+latent", "qk": "q=k,v+latent", "qkv": "q=k=v+latent"}
 LENGTH = 512
 CALIBRATION, EVALUATION = 48, 8  # windows: in all, and of each text

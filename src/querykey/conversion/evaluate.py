@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from math import exp, inf, sqrt
+from math import exp
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -14,11 +15,12 @@ from torch import Tensor
 from querykey.conversion.fit import Switch
 from querykey.conversion.texts import Text
 from querykey.extras import load
+from querykey.stats.statistics import t_interval
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-Watch = Callable[[str, int, int], None]
+    from querykey.report.progress import Watch
 
 
 class Ratio(NamedTuple):
@@ -52,13 +54,9 @@ class TextCost:
 
 
 def paired_ratio(differences: Sequence[float]) -> Ratio:
-    """exp of the mean difference of losses, with its interval; without one where there is a single window."""
-    n, mean = len(differences), _mean(differences)
-    if n < 2:
-        return Ratio(exp(mean), 0.0, inf)
-    deviation = sqrt(sum((d - mean) ** 2 for d in differences) / (n - 1) / n)
-    t = float(load("scipy.stats", "convert").t.ppf(0.975, n - 1))
-    return Ratio(exp(mean), exp(mean - t * deviation), exp(mean + t * deviation))
+    """exp of the mean difference of losses, with its interval; from 0 to infinity where there is a single window."""
+    low, high = t_interval(np.asarray(differences))
+    return Ratio(exp(_mean(differences)), exp(low), exp(high))
 
 
 def overall(costs: Sequence[TextCost]) -> Ratio:

@@ -22,7 +22,7 @@ from querykey.conversion.texts import Text
 from querykey.extras import load
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from querykey.report.progress import Watch
 
 RATE = 5e-5
 
@@ -35,7 +35,7 @@ def heal(
     steps: int,
     rate: float = RATE,
     folder: str | Path,
-    watch: Callable[[str, int, int], None] = lambda what, done, total: None,
+    watch: Watch = lambda what, done, total: None,
     **options: Any,
 ) -> bool:
     """Train for `steps` windows of `texts`, and keep the result if no evaluation text gets worse; whether it was kept.
@@ -79,7 +79,7 @@ def train(
     steps: int,
     rate: float,
     folder: Path,
-    watch: Callable[[str, int, int], None],
+    watch: Watch,
     **options: Any,
 ) -> None:
     """One run of the Trainer, resumed where `folder` holds a checkpoint of it."""
@@ -130,7 +130,7 @@ def _trainer(transformers: Any, switch: Switch) -> Any:
     return Healing
 
 
-def _watcher(transformers: Any, watch: Callable[[str, int, int], None]) -> Any:
+def _watcher(transformers: Any, watch: Watch) -> Any:
     class Watching(transformers.TrainerCallback):  # type: ignore[misc]
         """Tells of every step."""
 

@@ -6,7 +6,6 @@ own for calibration, that is the first half of the pieces and the second.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -26,11 +25,11 @@ from querykey.models.huggingface import HuggingFaceModel
 from querykey.models.moments import Moments
 from querykey.models.rotation import rotary_form
 from querykey.models.trace import LayerTrace
+from querykey.report.progress import Watch
 
 ON_DATA = ("symmetry", "effective_rank", "distance")
 EFFECTS = ("cosine", "perplexity")
 MEASURED = 2  # the measures of a layer take about as long as two layers on one batch
-Watch = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)

@@ -76,14 +76,10 @@ def _attention(similarity: Similarity) -> Callable[..., tuple[Tensor, None]]:
         scaling: float | None = None,
         is_causal: bool | None = None,
         position_bias: Tensor | None = None,
+        softcap: float | None = None,
+        s_aux: Tensor | None = None,
         **others: Any,
     ) -> tuple[Tensor, None]:
-        for name in ("softcap", "s_aux"):
-            if others.get(name) is not None:
-                raise ValueError(
-                    f"{type(module).__name__} uses {name}, which the attention of querykey does not compute; "
-                    "use attn_implementation='eager'"
-                )
         causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
         queries = query.shape[-2]
         causal = causal and attention_mask is None and queries > 1
@@ -101,6 +97,8 @@ def _attention(similarity: Similarity) -> Callable[..., tuple[Tensor, None]]:
             mask=attention_mask,
             scale=scale,
             dropout=dropout,
+            softcap=softcap,
+            sinks=s_aux,
         )
         return out.transpose(1, 2).contiguous(), None
 

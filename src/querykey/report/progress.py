@@ -11,6 +11,7 @@ step, for its end, and for each tenth in between that takes a second or more.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import TracebackType
 
 from rich.console import Console, Group, RenderableType
@@ -19,6 +20,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 
 from querykey.report.numbers import duration
+
+Watch = Callable[[str, int, int], object]
+"""What a long job calls after each step: what the steps are, how many are done, and of how many."""
 
 
 class Progress:

@@ -86,11 +86,19 @@ def differences(baseline: Seeds, design: Seeds) -> Float[np.ndarray, "pairs"]:
 
 def paired_difference(d: Seeds, flips: SignFlips, *, confidence: float = 0.95) -> PairedDifference:
     """How large the differences are and whether they could be noise; `flips` are those of d."""
-    n = len(d)
     mean, sd = mean_sd(d)
-    half = float(special.stdtrit(n - 1, (1 + confidence) / 2)) * sd / sqrt(n) if n > 1 else inf
-    low, high = (mean - half, mean + half) if n > 1 else (-inf, inf)
-    return PairedDifference(n, mean, sd, low, high, t_test(d), flips.p())
+    low, high = t_interval(d, confidence)
+    return PairedDifference(len(d), mean, sd, low, high, t_test(d), flips.p())
+
+
+def t_interval(d: Seeds, confidence: float = 0.95) -> tuple[float, float]:
+    """Student's interval of a mean; infinite for fewer than two values."""
+    n = len(d)
+    if n < 2:
+        return -inf, inf
+    mean, sd = mean_sd(d)
+    half = float(special.stdtrit(n - 1, (1 + confidence) / 2)) * sd / sqrt(n)
+    return mean - half, mean + half
 
 
 def t_test(d: Seeds, mean: float = 0.0, alternative: Alternative = "two-sided") -> float:
