@@ -6,49 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from forms import form_of_sample
-from querykey.bilinear import METRICS, BilinearForm, RotaryForm, Rotation, null, random_heads
+from forms import close, dense, form_of_sample, normal, pair
+from querykey.bilinear import METRICS, BilinearForm, Rotation, null, random_heads
 
 INVARIANT = [name for name in METRICS if name not in ("norm", "directionality")]
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def range_of(matrix: Tensor) -> Tensor:
-    """An orthonormal basis of the column space."""
-    U, s, _ = torch.linalg.svd(matrix, full_matrices=False)
-    return U[:, s > 1e-9 * s[0]]
-
-
-def excess(norms: Tensor) -> Tensor:
-    threshold = norms.mean() + 2 * norms.std()
-    return (norms - threshold)[norms > threshold].sum()
-
-
-def dense(A: Tensor, B: Tensor) -> dict[str, Tensor]:
-    """Every measure of one head, straight from its definition on the dim × dim matrix."""
-    M, k = A @ B.T, A.shape[1]
-    eigenvalues, singular = torch.linalg.eigvalsh((M + M.T) / 2), torch.linalg.svdvals(M)
-    energy, p = (M * M).sum(), singular / singular.sum()
-    rows, columns = excess(M.norm(dim=1)), excess(M.norm(dim=0))
-    U, V = range_of(A), range_of(B)
-    kept = eigenvalues[eigenvalues.abs().argsort(descending=True)][:k]
-    return {
-        "norm": energy.sqrt(),
-        "symmetry": (M @ M).trace() / energy,
-        "tied_share": eigenvalues[eigenvalues > 0].square().sum() / energy,
-        "negative_share": eigenvalues[eigenvalues < 0].square().sum() / energy,
-        "signed_share": kept.square().sum() / energy,
-        "positive": (eigenvalues > 1e-9 * singular[0]).sum(),
-        "negative": (eigenvalues < -1e-9 * singular[0]).sum(),
-        "effective_rank": (-(p * p.clamp(min=1e-300).log()).sum()).exp(),
-        "stable_rank": energy / singular[0] ** 2,
-        "distance": 1 - M.trace() / singular.sum(),
-        "overlap": torch.linalg.svdvals(U.T @ V).square().sum() / min(U.shape[1], V.shape[1]),
-        "directionality": (rows - columns) / (rows + columns) if rows + columns > 0 else torch.tensor(0.0),
-    }
 
 
 # --- against the dense matrix -----------------------------------------------------------------------------------------
@@ -66,12 +27,6 @@ def test_every_measure_equals_the_dense_one(dim, head_dim):
         for i in range(3):
             for name, expected in dense(A[h, i], B[h, i]).items():
                 close(found[name][h, i], expected, rtol=1e-10, atol=1e-12, name=name)
-
-
-def close(found: Tensor, expected: Tensor, *, rtol: float, atol: float, name: str = "") -> None:
-    torch.testing.assert_close(
-        found.double(), expected.double(), rtol=rtol, atol=atol, msg=lambda text: f"{name}: {text}"
-    )
 
 
 def test_spectra_equal_the_dense_ones():
@@ -166,11 +121,6 @@ def test_a_form_that_cancels_is_a_zero_head():
 sizes = st.tuples(st.integers(2, 17), st.integers(1, 7))
 seeds = st.integers(0, 2**31)
 relaxed = settings(deadline=None, max_examples=30)
-
-
-def pair(size: tuple[int, int], seed: int) -> tuple[Tensor, Tensor]:
-    both = normal(2, *size, seed=seed)
-    return both[0], both[1]
 
 
 def same(one: BilinearForm, other: BilinearForm, names: list[str], rtol: float = 1e-6) -> None:
@@ -371,151 +321,6 @@ def test_measures_that_need_more_say_so():
         _ = form.key_only_share
 
 
-# --- rotary positions -------------------------------------------------------------------------------------------------
-
-frequencies = torch.tensor([1.0, 0.31, 0.043], dtype=torch.float64)
-ROTATIONS = {
-    "half": Rotation(frequencies, 6, 11),
-    "partial": Rotation(frequencies, 9, 11),
-    "slow": Rotation(torch.tensor([0.8, 0.01, 0.001], dtype=torch.float64), 7, 9),
-    "distance 0": Rotation(frequencies, 7, 1),
-    "one frequency twice": Rotation(torch.tensor([0.5, 0.5, 2 * torch.pi]), 6, 5),
-}
-
-
-def turn(rotation: Rotation, r: int) -> Tensor:
-    """Rot(r), written out pair by pair."""
-    R = torch.eye(rotation.head_dim, dtype=torch.float64)
-    pairs = len(rotation.frequencies)
-    for j, theta in enumerate(rotation.frequencies.double().tolist()):
-        angle = torch.tensor(theta * r, dtype=torch.float64)
-        R[j, j] = R[j + pairs, j + pairs] = angle.cos()
-        R[j + pairs, j], R[j, j + pairs] = angle.sin(), -angle.sin()
-    return R
-
-
-def distances(rotation: Rotation) -> range:
-    return range(-rotation.window + 1, rotation.window)
-
-
-@pytest.mark.parametrize("name", ROTATIONS)
-def test_averages_over_the_window_equal_the_sum_over_distances(name):
-    rotation = ROTATIONS[name]
-    X = normal(2, rotation.head_dim, rotation.head_dim)
-    mean = sum(turn(rotation, r).T @ X @ turn(rotation, r) for r in distances(rotation)) / len(distances(rotation))
-    close(rotation.average(X), mean, rtol=1e-10, atol=1e-12)
-
-
-@pytest.mark.parametrize("name", ROTATIONS)
-def test_rotary_measures_equal_the_dense_ones(name):
-    rotation, n = ROTATIONS[name], ROTATIONS[name].head_dim
-    A, B = normal(2, 13, n), normal(2, 13, n, seed=1)
-    turning = RotaryForm(BilinearForm.from_weights(A, B), rotation)
-    M = {r: A @ turn(rotation, r) @ B.mT for r in distances(rotation)}
-    energy = sum(m.square().sum((-2, -1)) for m in M.values())
-    symmetry = sum((M[r] * M[-r].mT).sum((-2, -1)) for r in M) / energy
-    close(turning.energy, energy / len(M), rtol=1e-10, atol=0)
-    close(turning.symmetry, symmetry, rtol=1e-10, atol=1e-12)
-
-
-@pytest.mark.parametrize("name", ROTATIONS)
-def test_tied_heads_are_symmetric_under_rotation(name):
-    rotation = ROTATIONS[name]
-    W = normal(13, rotation.head_dim)
-    turning = RotaryForm(BilinearForm.from_weights(W, W), rotation)
-    assert turning.symmetry == pytest.approx(1)
-    assert turning.tied_share == pytest.approx(1)
-    assert turning.distance == pytest.approx(0, abs=1e-7)
-    if rotation.window > 1:  # the wrong question, tr(M(r)²), denies it
-        M = [W @ turn(rotation, r) @ W.T for r in distances(rotation)]
-        assert sum((m * m.T).sum() for m in M) / sum((m * m).sum() for m in M) < 0.95
-
-
-def test_a_quarter_turn_between_queries_and_keys_is_antisymmetric():
-    rotation = ROTATIONS["half"]
-    W = normal(13, 6)
-    quarter = rotation.right_angle(torch.eye(6, dtype=torch.float64))
-    turning = RotaryForm(BilinearForm.from_weights(W, W @ quarter), rotation)
-    assert turning.symmetry == pytest.approx(-1)
-    assert turning.tied_share == pytest.approx(0, abs=1e-9)
-    assert turning.distance == pytest.approx(1, abs=1e-9)
-
-
-def test_without_frequencies_rotary_measures_are_the_plain_ones():
-    form = BilinearForm.from_weights(normal(3, 13, 5), normal(3, 13, 5, seed=1))
-    turning = RotaryForm(form, Rotation(torch.zeros(0), 5, 9))
-    for name in ("energy", "symmetry", "tied_share", "distance"):
-        close(getattr(turning, name), getattr(form, name), rtol=1e-9, atol=1e-9, name=name)
-
-
-@given(seeds, st.sampled_from(sorted(ROTATIONS)))
-@relaxed
-def test_rotary_measures_stay_in_their_bounds(seed, name):
-    rotation = ROTATIONS[name]
-    A, B = pair((13, rotation.head_dim), seed)
-    turning = RotaryForm(BilinearForm.from_weights(A, B), rotation)
-    assert -1 <= turning.symmetry <= 1
-    assert 0 <= turning.tied_share <= (1 + turning.symmetry) / 2 + 1e-9
-    assert 0 <= turning.distance <= 2
-    # Only one complex number per pair leaves rotary scores unchanged: stretch and turn every pair.
-    R = torch.diag(torch.linspace(0.5, 2, rotation.head_dim).double())
-    R[rotation.second, rotation.second] = R[rotation.first, rotation.first]
-    R = R @ turn(rotation, 3)
-    other = RotaryForm(BilinearForm.from_weights(A @ R, B @ torch.linalg.inv(R).T), rotation)
-    for measure in ("energy", "symmetry", "tied_share", "distance"):
-        close(getattr(other, measure), getattr(turning, measure), rtol=1e-7, atol=1e-8, name=measure)
-
-
-def test_at_distance_0_alone_rotary_measures_are_the_plain_ones():
-    form = BilinearForm.from_weights(normal(9, 13, 6), normal(9, 13, 6, seed=1))
-    rotary = RotaryForm(form, Rotation(frequencies, 6, 1))
-    close(rotary.tied_share, form.tied_share, rtol=1e-9, atol=1e-12)
-    close(rotary.symmetry, form.symmetry, rtol=1e-9, atol=1e-12)
-
-
-@pytest.mark.parametrize("window", [2, 5, 20, 100])
-def test_the_tied_share_of_short_windows_is_never_negative(window):
-    """The fit for long windows alone falls below 0 for some of these heads."""
-    angles = torch.tensor([1.0, 0.1, 0.01], dtype=torch.float64)
-    form = BilinearForm.from_weights(normal(200, 13, 6), normal(200, 13, 6, seed=1))
-    assert (RotaryForm(form, Rotation(angles, 6, window)).tied_share >= 0).all()
-
-
-def test_the_limit_of_long_windows():
-    form = BilinearForm.from_weights(normal(3, 31, 6), normal(3, 31, 6, seed=1))
-    long, limit = (RotaryForm(form, Rotation(frequencies, 6, window)) for window in (200_000, None))
-    for name in ("energy", "symmetry", "tied_share", "distance"):
-        close(getattr(long, name), getattr(limit, name), rtol=1e-3, atol=1e-3, name=name)
-
-
-def test_rotary_measures_of_zero_heads_are_zero():
-    turning = RotaryForm(BilinearForm(torch.zeros(2, 12, 12, dtype=torch.float64)), ROTATIONS["half"])
-    for name in ("energy", "symmetry", "tied_share", "distance"):
-        assert (getattr(turning, name) == 0).all()
-
-
-def test_a_form_that_cancels_at_every_distance_is_a_zero_head():
-    # Two pairs turn alike; queries use the first, keys the second, mixed so that the cancellation is not exact.
-    angle = torch.tensor(0.7, dtype=torch.float64)
-    A, B = torch.zeros(13, 4, dtype=torch.float64), torch.zeros(13, 4, dtype=torch.float64)
-    A[:, [0, 2]], B[:, [1, 3]] = normal(13, 2), normal(13, 2, seed=1)
-    pairs = torch.stack([torch.stack([angle.cos(), angle.sin()]), torch.stack([-angle.sin(), angle.cos()])])
-    mixing = torch.block_diag(pairs, pairs)
-    rotation = Rotation(torch.tensor([0.5, 0.5]), 4, 9)
-    turning = RotaryForm(BilinearForm.from_weights(A @ mixing, B @ mixing), rotation)
-    for name in ("energy", "symmetry", "tied_share", "distance"):
-        assert getattr(turning, name) == 0, name
-
-
-def test_rotations_that_cannot_be_are_refused():
-    with pytest.raises(ValueError, match="does not fit into a head of size 5"):
-        Rotation(frequencies, 5, 11)
-    with pytest.raises(ValueError, match="the window is 0; expected 1"):
-        Rotation(frequencies, 6, 0)
-    with pytest.raises(ValueError, match="size 6, these heads have 5"):
-        RotaryForm(BilinearForm(torch.eye(10)), ROTATIONS["half"])
-
-
 # --- nulls ------------------------------------------------------------------------------------------------------------
 
 
@@ -571,7 +376,7 @@ def test_the_null_of_data_follows_the_spectrum_of_the_inputs():
 
 
 def test_nulls_cover_every_measure_and_repeat_with_the_generator():
-    rotation = Rotation(frequencies, 7, 64)
+    rotation = Rotation(torch.tensor([1.0, 0.31, 0.043], dtype=torch.float64), 7, 64)
     one, other = (null(37, 7, torch.Generator().manual_seed(3), draws=16, rotation=rotation) for _ in range(2))
     assert one == other
     assert set(one) == set(METRICS) - {"norm"} | {"symmetry_rotary", "tied_share_rotary", "distance_rotary"}
