@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
+from querykey.checkpoint import LayerWeights
 from querykey.checkpoint.headmap import HeadMap
 
 # head_dim × heads ≠ hidden where an architecture allows it, and no two sizes are equal where they need not be.
@@ -369,3 +371,22 @@ class Hub:
             sent = self.stops_after.pop(0) if status == 206 and self.stops_after else len(content)
             request.wfile.write(content[:sent])
         request.close_connection = True
+
+
+def rewrite(folder: Path, changes: dict[str, torch.Tensor | None]) -> None:
+    """Replaces, adds or (None) drops tensors of a one-file checkpoint."""
+    tensors = load_file(folder / "model.safetensors") | changes
+    save_file({k: v for k, v in tensors.items() if v is not None}, folder / "model.safetensors", {"format": "pt"})
+
+
+def reconfigure(folder: Path, **changes: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def assert_equal(a: LayerWeights, b: LayerWeights) -> None:
+    for field in ("W_Q", "b_Q", "W_K", "b_K", "W_V", "b_V", "W_O"):
+        one, other = getattr(a, field), getattr(b, field)
+        assert (one is None) == (other is None), field
+        if one is not None:
+            assert torch.equal(one, other), field

@@ -32,3 +32,12 @@ def unchecked():
     """Without the checks: for what our own sentences must refuse, and for loops over very many small calls."""
     with _without_checks():
         yield
+
+
+@pytest.fixture
+def llama(tmp_path):
+    """A folder with a tiny Llama: 6 query heads and 3 key heads of 8, width 48, with biases."""
+    from checkpoints import tiny_model  # transformers, which few tests need
+
+    tiny_model("llama").save_pretrained(tmp_path / "llama")
+    return tmp_path / "llama"

@@ -1,9 +1,14 @@
 """Small models with random weights and a tokenizer of bytes, for the tests of conversion."""
 
+import argparse
+from pathlib import Path
+
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+from querykey.conversion.convert import Conversion, convert
 
 SIZES = {"vocab_size": 256, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 SIZES |= {"intermediate_size": 32, "max_position_embeddings": 256, "pad_token_id": 0}
@@ -51,3 +56,15 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 def tokens(batch: int = 2, length: int = 20) -> Tensor:
     """Random token ids, none of them padding."""
     return torch.randint(3, 256, (batch, length), generator=torch.Generator().manual_seed(1))
+
+
+SMALL = {"windows": 4, "length": 32, "calibration": [Path(argparse.__file__)]}  # any text
+
+
+def logits(model, ids: Tensor, **options) -> Tensor:
+    with torch.no_grad():
+        return model(ids, use_cache=False, **options).logits
+
+
+def converted(family: str = "llama", dtype: torch.dtype = torch.float64, **options) -> Conversion:
+    return convert(tiny(family).to(dtype), byte_tokenizer(), **SMALL | options)

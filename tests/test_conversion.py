@@ -4,7 +4,6 @@ import copy
 import json
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -15,37 +14,18 @@ pytest.importorskip("transformers")
 
 from transformers import (
     AutoModelForCausalLM,
-    BertConfig,
-    BertModel,
-    DeepseekV3Config,
-    DeepseekV3ForCausalLM,
     StaticCache,
-    T5Config,
-    T5ForConditionalGeneration,
 )
 
 import querykey.conversion.convert as conversion
-from conversions import FAMILIES, SIZES, byte_tokenizer, tiny, tokens
-from querykey.cli import main
+from conversions import FAMILIES, SMALL, byte_tokenizer, converted, logits, tiny, tokens
 from querykey.conversion.calibrate import calibrate, memory_needed
 from querykey.conversion.convert import Conversion, convert
 from querykey.conversion.evaluate import evaluate, paired_ratio
-from querykey.conversion.heal import divergence, heal
 from querykey.conversion.layers import ConversionError, shared_layers
 from querykey.conversion.save import load
-from querykey.conversion.texts import Text, calibration_texts, check_apart, drawn_text, read_texts
+from querykey.conversion.texts import Text, calibration_texts, check_apart, read_texts
 from querykey.modeling import Rotation
-
-SMALL = {"windows": 4, "length": 32, "calibration": [Path(__file__)]}  # any text
-
-
-def logits(model, ids: Tensor, **options) -> Tensor:
-    with torch.no_grad():
-        return model(ids, use_cache=False, **options).logits
-
-
-def converted(family: str = "llama", dtype: torch.dtype = torch.float64, **options) -> Conversion:
-    return convert(tiny(family).to(dtype), byte_tokenizer(), **SMALL | options)
 
 
 @pytest.fixture(scope="module")
@@ -462,177 +442,3 @@ def test_without_texts_three_kinds_are_found_and_named():
     again = calibration_texts([], model, byte_tokenizer(), windows=6, length=24)[2]
     assert torch.equal(found[2].windows, again.windows)
     assert not torch.equal(found[2].windows[0], found[2].windows[1])
-
-
-@pytest.fixture
-def texts() -> list[Text]:
-    """One to train on, one to evaluate on."""
-    return [Text("one", tokens(batch=12, length=24)), Text("two", tokens(batch=4, length=24))]
-
-
-def test_healing_lowers_the_divergence_and_trains_what_was_made_only(texts, tmp_path):
-    found = converted("gpt_neox", torch.float32, cache=0.2, calibration=())
-    model = found.model
-    before = {name: x.detach().clone() for name, x in model.named_parameters()}
-    ids = texts[0].windows[:4]
-    with torch.no_grad():
-        high = float(divergence(found.switch, model, ids))
-    heal(found, texts[:1], texts[:1], steps=24, rate=2e-3, folder=tmp_path, save_strategy="no")
-    with torch.no_grad():
-        assert float(divergence(found.switch, model, ids)) < 0.8 * high
-    changed = {name for name, x in model.named_parameters() if not torch.equal(x, before[name])}
-    assert changed
-    assert all("attention.kv_proj" in name or "from_latent" in name or "attention.dense" in name for name in changed)
-    with found.original():
-        torch.testing.assert_close(logits(model, ids), logits(tiny("gpt_neox").float(), ids), rtol=0, atol=0)
-    assert found.healed["kept"]
-    assert found.healed["after"] < found.healed["before"]
-    found.save(tmp_path / "plain", plain=True)  # with the trained W_O
-    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "plain")
-    torch.testing.assert_close(logits(plain, ids), logits(model, ids), rtol=0, atol=1e-4)
-
-
-def test_healing_that_makes_a_text_worse_is_not_kept(tmp_path):
-    found = converted(dtype=torch.float32, cache=0.9)
-    with found.original():  # what the model says itself is predicted by nothing better
-        texts = [drawn_text(found.model, found.fitted.tokenizer, windows=32, length=48)]
-    costs = found.evaluate(texts)
-    values = [x.detach().clone() for x in found.model.parameters()]
-    assert not heal(found, texts, texts, steps=3, rate=1.0, folder=tmp_path, save_strategy="no")
-    assert found.costs == costs
-    assert found.healed["worse"]
-    for x, expected in zip(found.model.parameters(), values, strict=True):
-        assert torch.equal(x, expected)
-
-
-@pytest.mark.slow
-def test_healing_resumes(texts, tmp_path):
-    def stop(what: str, done: int, total: int) -> None:
-        if (what, done) == ("steps of healing", 7):
-            raise KeyboardInterrupt
-
-    results = []
-    for watch in (None, stop):
-        found = converted(dtype=torch.float32, cache=0.3)
-        run = {"steps": 12, "rate": 1e-3, "folder": tmp_path / str(bool(watch)), "save_steps": 4}
-        if watch:
-            with pytest.raises(KeyboardInterrupt):
-                heal(found, texts[:1], texts[:1], watch=watch, **run)
-            found = converted(dtype=torch.float32, cache=0.3)
-        heal(found, texts[:1], texts[:1], **run)
-        results.append(found)
-    first, second = (torch.cat([x.flatten() for x in found.model.parameters()]) for found in results)
-    torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-5)
-
-
-WRONG = [
-    ("{model} --out {new} --cache 1.5", "more than 0 and at most 1, not 1.5"),
-    ("{model} --out {new} --cache 0.01", "expected 2 (one a layer)"),
-    ("{model}", "no output folder was given"),
-    ("{model} --out {full}", "is not empty"),
-    ("{model} --dry-run", "add --evaluate"),
-    ("{model} --out {new} --heal 5", "add --evaluate"),
-    ("{model} --out {new} --calibrate {text} --evaluate {text}", "expected different files"),
-    ("{model} --out {new} --calibrate {short}", "too short"),
-    ("{model} --out {new} --calibrate {binary}", "is no text but a binary file"),
-    ("{model} --out {new} --calibrate no/such", "no text at no/such"),
-    ("{encoder} --out {new}", "no causal head"),
-    ("{seq2seq} --out {new}", "an encoder and a decoder"),
-    ("{mla} --out {new}", "from a latent already"),
-    ("{converted} --out {new}", "shares its projections already (q,k=v+latent="),
-    ("{full} --out {new}", "cannot be opened"),
-]
-
-
-@pytest.fixture(scope="module")
-def places(tmp_path_factory, half) -> dict[str, str]:
-    """Models and texts that cannot be used, by name."""
-    folder = tmp_path_factory.mktemp("wrong")
-    (folder / "full").mkdir()
-    (folder / "full/file").write_text("mine")
-    (folder / "text").write_text("words " * 999)
-    (folder / "short").write_text("words")
-    (folder / "binary").write_bytes(bytes(range(256)) * 99)
-    half.save(folder / "converted")
-    models = {"model": tiny(), "encoder": BertModel(BertConfig(**SIZES))}
-    models["seq2seq"] = T5ForConditionalGeneration(
-        T5Config(vocab_size=256, d_model=32, d_ff=32, num_layers=1, num_heads=2)
-    )
-    latent = {"q_lora_rank": 22, "kv_lora_rank": 14, "qk_nope_head_dim": 10, "qk_rope_head_dim": 4, "v_head_dim": 6}
-    sizes = SIZES | {"n_routed_experts": 4, "first_k_dense_replace": 9, "n_group": 2, "topk_group": 1}
-    models["mla"] = DeepseekV3ForCausalLM(DeepseekV3Config(**sizes | latent))
-    for name, model in models.items():
-        model.save_pretrained(folder / name)
-        byte_tokenizer().save_pretrained(folder / name)
-    return {path.name: str(path) for path in folder.iterdir()} | {"new": str(folder / "new")}
-
-
-@pytest.mark.parametrize(("words", "sentence"), WRONG, ids=[words for words, _ in WRONG])
-def test_a_wrong_input_gets_one_sentence(places, capsys, words, sentence):
-    for name, path in places.items():
-        words = words.replace(f"{{{name}}}", path)
-    assert main(["convert", *words.split(), "--windows", "3", "--length", "24"]) == 2
-    said = capsys.readouterr().err.splitlines()
-    assert [line for line in said if line.startswith("querykey: ")] == [said[-1]]
-    assert sentence in said[-1]
-    assert not Path(places["new"]).exists()
-
-
-def test_an_interrupted_command_leaves_nothing_and_resumes(places, tmp_path, capsys, monkeypatch):
-    class Full:
-        free = 1000
-
-    out, text, seen = tmp_path / "out", tmp_path / "a.txt", []
-    text.write_text("Words to calibrate on. " * 99)
-    words = [
-        "convert",
-        places["model"],
-        "--out",
-        str(out),
-        "--calibrate",
-        str(text),
-        "--windows",
-        "3",
-        "--length",
-        "24",
-    ]
-    with monkeypatch.context() as patch:
-        patch.setattr("shutil.disk_usage", lambda _: Full)
-        assert main(words) == 2
-        assert "bytes of disk, and 1,000 are free" in capsys.readouterr().err
-    for place in ("querykey.conversion.convert.fits", "querykey.conversion.fit.install", "torch.save"):
-        with monkeypatch.context() as patch:
-            patch.setattr(place, lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
-            assert main(words) == 130
-            assert "the same command resumes" in capsys.readouterr().err
-            assert not out.exists()
-    with monkeypatch.context() as patch:
-        patch.setattr("querykey.conversion.calibrate._backward", lambda *_: seen.append(1))
-        assert main(words) == 0
-    assert not seen  # all windows were on disk
-    assert {path.name for path in tmp_path.iterdir()} == {"out", "a.txt"}
-
-
-def test_the_command_from_model_to_folder(places, tmp_path, capsys):
-    text = tmp_path / "mine.txt"
-    text.write_text("Some other words, which nobody has calibrated on. " * 99)
-    out = tmp_path / "half"
-    words = [places["model"], "--out", str(out), "--evaluate", str(text), "--windows", "6", "--length", "24"]
-    assert main(["convert", *words, "--heal", "2", "--dtype", "float32", "--self-contained", "--curve"]) == 0
-    table = capsys.readouterr()
-    assert "layers.1.self_attn" in table.out
-    assert "mine.txt" in table.out
-    assert "384 bytes a token before, 192 after (50.0 %)" in table.err
-    written = json.loads((out / "report.json").read_text())
-    assert [point["cache"] for point in written["curve"]] == [0.75, 0.5, 0.375, 0.25]
-    assert "bytes of cache a token" in (out / "report.html").read_text()
-    assert written["cache_bytes"] == {"before": 384.0, "after": 192.0}
-    assert {"report.html", "config.json", "model.safetensors", "modeling_querykey.py"} <= {
-        p.name for p in out.iterdir()
-    }
-    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []  # nothing is left beside it
-    assert main(["inspect", str(out)]) == 0
-    assert f"(llama, {written['design']})" in capsys.readouterr().out.replace("\n", "")
-    assert main(["convert", *words[:1], "--dry-run", *words[3:]]) == 0
-    table = capsys.readouterr().out
-    assert all(f"{size} %" in table for size in ("75.0", "50.0", "37.5", "25.0"))

@@ -14,15 +14,12 @@ from pathlib import Path
 import pytest
 import torch
 import transformers.conversion_mapping as conversion_mapping
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, T5EncoderModel
 from transformers.core_model_loading import Concatenate, WeightConverter, WeightRenaming
 
-from checkpoints import ARCHITECTURES, Hub, tiny_config, tiny_model
-from querykey.checkpoint import CheckpointError, LayerWeights, open_checkpoint
-from querykey.checkpoint import files as files_module
+from checkpoints import ARCHITECTURES, assert_equal, reconfigure, rewrite, tiny_config, tiny_model
+from querykey.checkpoint import CheckpointError, open_checkpoint
 from querykey.checkpoint.files import Folder
 from querykey.checkpoint.names import Place
 from querykey.checkpoint.parameters import Parameters
@@ -38,32 +35,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def llama(tmp_path: Path) -> Path:
-    """A folder with a tiny Llama: 6 query heads and 3 key heads of 8, width 48, with biases."""
-    tiny_model("llama").save_pretrained(tmp_path / "llama")
-    return tmp_path / "llama"
-
-
-def rewrite(folder: Path, changes: dict[str, torch.Tensor | None]) -> None:
-    """Replaces, adds or (None) drops tensors of a one-file checkpoint."""
-    tensors = load_file(folder / "model.safetensors") | changes
-    save_file({k: v for k, v in tensors.items() if v is not None}, folder / "model.safetensors", {"format": "pt"})
-
-
-def reconfigure(folder: Path, **changes: object) -> None:
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
-def assert_equal(a: LayerWeights, b: LayerWeights) -> None:
-    for field in ("W_Q", "b_Q", "W_K", "b_K", "W_V", "b_V", "W_O"):
-        one, other = getattr(a, field), getattr(b, field)
-        assert (one is None) == (other is None), field
-        if one is not None:
-            assert torch.equal(one, other), field
 
 
 def by_hand(tensors: dict[str, torch.Tensor], layer: int) -> dict[str, torch.Tensor]:
@@ -363,48 +334,6 @@ def test_other_quantised_weights_are_refused_by_name(quantize: object, reason: s
     assert "q_proj" in str(refusal.value)
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_nan_and_infinity_are_reported_with_the_tensor(bad: float, llama: Path) -> None:
-    tensors = load_file(llama / "model.safetensors")
-    tensors["layers.1.self_attn.k_proj.weight"][3, 5] = bad
-    tensors["layers.0.mlp.up_proj.weight"][:] = bad  # is not read, so is nobody's business
-    rewrite(llama, tensors)
-    checkpoint = open_checkpoint(llama)
-    checkpoint.read(0)
-    with pytest.raises(
-        CheckpointError, match=r"layers\.1\.self_attn\.k_proj\.weight holds 1 values that are NaN or inf"
-    ):
-        checkpoint.read(1)
-
-
-@given(data=st.data())
-@settings(max_examples=30, deadline=None)
-def test_a_file_cut_off_anywhere_is_reported(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
-    folder = tmp_path_factory.mktemp("cut")
-    tiny_model("llama").save_pretrained(folder)
-    content = (folder / "model.safetensors").read_bytes()
-    length = data.draw(st.one_of(st.integers(0, 20), st.integers(0, len(content) - 1)))
-    (folder / "model.safetensors").write_bytes(content[:length])
-    with pytest.raises(CheckpointError, match=r"model.safetensors is cut off: it has \d+ bytes and should have \d+ or"):
-        open_checkpoint(folder)
-
-
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [
-        (b"\xff" * 200, "is not a safetensors file: its header would have"),
-        (struct.pack("<Q", 4) + b"[[[[" + bytes(100), "has no readable safetensors header"),
-        (struct.pack("<Q", 2) + b"[]" + bytes(100), "has no readable safetensors header"),
-        (struct.pack("<Q", 9) + b'{"a": {}}' + bytes(100), "has no readable safetensors header"),
-        (struct.pack("<Q", 58) + b'{"a":{"dtype":"F32","shape":[3],"data_offsets":[0,8]}}    ', "a has 8 bytes"),
-    ],
-)
-def test_a_header_that_makes_no_sense_is_reported(content: bytes, reason: str, llama: Path) -> None:
-    (llama / "model.safetensors").write_bytes(content)
-    with pytest.raises(CheckpointError, match=reason):
-        open_checkpoint(llama)
-
-
 @pytest.mark.parametrize("kind", ["F4", "F8_E8M0", "U32", "F6_E2M3", "not-yet-invented"])
 def test_tensors_of_other_types_do_not_matter_unless_they_are_needed(kind: str, llama: Path) -> None:
     """As in files of gpt-oss, whose experts are in types of four bits."""
@@ -473,86 +402,6 @@ def test_one_file_is_read_with_the_configuration_beside_it(key: str | None, llam
         assert_equal(open_checkpoint(llama / name).read(1, values=True), expected)
 
 
-def test_links_and_pointers_that_lead_nowhere_are_reported(llama: Path) -> None:
-    path = llama / "model.safetensors"
-    path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 123\n")
-    with pytest.raises(CheckpointError, match=r"model\.safetensors is a pointer of git-lfs.*git lfs pull"):
-        open_checkpoint(llama)
-    path.unlink()
-    path.symlink_to("../blobs/gone")
-    with pytest.raises(
-        CheckpointError, match=r"model\.safetensors is a link to '\.\./blobs/gone', which does not exist"
-    ):
-        open_checkpoint(llama)
-
-
-def test_an_index_that_is_wrong_is_reported(llama: Path) -> None:
-    tiny_model("llama").save_pretrained(llama, max_shard_size="5KB")
-    (llama / "model.safetensors").unlink(missing_ok=True)
-    index = llama / "model.safetensors.index.json"
-    where = json.loads(index.read_text())["weight_map"]
-    name = "layers.1.self_attn.k_proj.weight"
-    index.write_text(json.dumps({"weight_map": where | {name: "model-00099.safetensors"}}))
-    with pytest.raises(CheckpointError, match=r"names model-00099\.safetensors, which .* does not hold"):
-        open_checkpoint(llama)
-    other = next(shard for shard in where.values() if shard != where[name])
-    index.write_text(json.dumps({"weight_map": where | {name: other}}))
-    with pytest.raises(CheckpointError, match=rf"the index places {name} in {other}, which does not hold it"):
-        open_checkpoint(llama).read(1)
-    index.write_text("{}")
-    with pytest.raises(CheckpointError, match="is not an index of shards"):
-        open_checkpoint(llama)
-
-
-@pytest.mark.parametrize("changes", [{"hidden_size": 60}, {"num_attention_heads": 12}, {"num_key_value_heads": 2}])
-def test_shapes_that_contradict_the_configuration_are_reported(changes: dict[str, int], llama: Path) -> None:
-    reconfigure(llama, **changes)
-    with pytest.raises(CheckpointError, match=r"has the shape \(.*\), and \(.*\) by the configuration .*do not belong"):
-        open_checkpoint(llama).read(0)
-
-
-def test_missing_weights_are_reported(llama: Path) -> None:
-    rewrite(llama, {"layers.1.self_attn.k_proj.weight": None})
-    with pytest.raises(CheckpointError, match=r"lacks layers\.1\.self_attn\.k_proj\.weight, but holds other weights"):
-        open_checkpoint(llama)
-    save_file({"something.else": torch.zeros(2)}, llama / "model.safetensors")
-    with pytest.raises(
-        CheckpointError, match=r"holds no weights of attention: expected layers.* found something\.else"
-    ):
-        open_checkpoint(llama)
-
-
-def test_folders_that_hold_no_checkpoint_are_reported(llama: Path, tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(CheckpointError, match=r"holds no weights: expected model\.safetensors .* found nothing"):
-        open_checkpoint(tmp_path / "empty")
-    (llama / "config.json").rename(llama / "other.json")
-    with pytest.raises(CheckpointError, match=r"holds no config\.json; found model\.safetensors, other\.json"):
-        open_checkpoint(llama)
-    save_file({}, llama / "model.safetensors")
-    (llama / "other.json").rename(llama / "config.json")
-    with pytest.raises(CheckpointError, match=r"expected layers.*, and it holds no tensor at all"):
-        open_checkpoint(llama)
-
-
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [
-        ("{", "is not a JSON object"),
-        ("[1]", "is not a JSON object"),
-        ("{}", "type 'None', which transformers .* does not know"),
-        ('{"model_type": "no-such-model"}', "type 'no-such-model', which transformers .* does not know"),
-        ('{"model_type": "llama", "hidden_size": "wide"}', "cannot be used: .*hidden_size"),
-        ('{"model_type": "llama", "hidden_size": 47, "num_attention_heads": 6}', "cannot be used: .*multiple of"),
-        ('{"model_type": "mamba", "hidden_size": 8, "num_hidden_layers": 1, "vocab_size": 5}', "type 'mamba' can be"),
-    ],
-)
-def test_configurations_that_cannot_be_used_are_reported(content: str, reason: str, llama: Path) -> None:
-    (llama / "config.json").write_text(content)
-    with pytest.raises(CheckpointError, match=reason):
-        open_checkpoint(llama)
-
-
 def test_code_of_a_checkpoint_runs_only_if_trusted(
     llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -600,95 +449,3 @@ except ImportError as error:
     assert done.stdout == (
         "this needs transformers, which is not installed; it comes with: pip install 'querykey[inspect]'\n"
     )
-
-
-@pytest.fixture
-def hub(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A server with the tiny Llama in shards, as the repository someone/tiny."""
-    tiny_model("llama").save_pretrained(llama, max_shard_size="20KB")
-    (llama / "model.safetensors").unlink(missing_ok=True)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(files_module, "WAIT", 0.0)
-    with Hub("someone/tiny", llama) as server:
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.endpoint)
-        template = f"{server.endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
-        yield server
-
-
-def test_a_repository_is_read_by_ranges(hub: Hub, llama: Path) -> None:
-    local = open_checkpoint(llama)
-    remote = open_checkpoint("someone/tiny", revision="main")
-    assert remote.revision == hub.commit
-    for number in range(2):
-        assert_equal(remote.read(number, values=True), local.read(number, values=True))
-    asked = [(name, stop - start) for name, start, stop in hub.ranges]
-    assert {name for name, _ in asked} <= hub.shards
-    assert all(hub.sizes[name] > length for name, length in asked)  # never a whole shard
-    assert not hub.whole & hub.shards
-    assert sum(length for _, length in asked) == remote.bytes_read
-    assert f"/someone/tiny/resolve/{hub.commit}/" in hub.paths[-1]
-
-
-def test_a_cached_repository_is_read_without_the_hub(hub: Hub, llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cache = llama.parent / "cache" / "models--someone--tiny"
-    shutil.copytree(llama, cache / "snapshots" / hub.commit)
-    (cache / "refs").mkdir()
-    (cache / "refs" / "main").write_text(hub.commit)
-    expected = open_checkpoint(llama).read(1)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    cached = open_checkpoint("someone/tiny")
-    assert (cached.place, cached.revision) == ("someone/tiny", hub.commit)
-    assert_equal(cached.read(1), expected)
-    with pytest.raises(CheckpointError, match=r"'no/model' is neither a file .* nor in the local cache"):
-        open_checkpoint("no/model")
-
-
-def test_a_revision_that_is_not_there_is_reported(hub: Hub) -> None:
-    with pytest.raises(
-        CheckpointError, match=r"'someone/tiny' is neither a file or folder here, .* nor a model that the"
-    ):
-        open_checkpoint("someone/tiny", revision="no-such-branch")
-    with pytest.raises(CheckpointError, match="'no/model' is neither"):
-        open_checkpoint("no/model")
-
-
-def test_an_answer_that_stops_in_the_middle_is_asked_for_again(hub: Hub, llama: Path) -> None:
-    remote = open_checkpoint("someone/tiny")
-    hub.stops_after = [100, 7, 0]  # bytes of the next answers, then none stops
-    assert_equal(remote.read(0), open_checkpoint(llama).read(0))
-    assert not hub.stops_after
-    hub.stops_after = [3] * 100
-    with pytest.raises(
-        CheckpointError, match=r"5 requests for bytes \d+ to \d+ gave only the first 15 of .* try again later"
-    ):
-        remote.read(1)
-
-
-def test_a_busy_server_is_asked_again(hub: Hub, llama: Path) -> None:
-    remote = open_checkpoint("someone/tiny")
-    hub.failures = [503, 429]
-    assert_equal(remote.read(0), open_checkpoint(llama).read(0))
-    hub.failures = [503] * 100
-    with pytest.raises(CheckpointError, match=r"5 requests .* gave an error \(status 503\)"):
-        remote.read(1)
-    hub.failures = [403]
-    with pytest.raises(CheckpointError, match="the server answers with status 403"):
-        remote.read(1)
-
-
-def test_a_server_without_ranges_is_refused_before_it_sends_a_shard(hub: Hub) -> None:
-    hub.answers_ranges = False
-    with pytest.raises(
-        CheckpointError, match=r"answers without ranges, .* download the checkpoint and give its folder"
-    ):
-        open_checkpoint("someone/tiny").read(0)
-
-
-def test_pickled_weights_are_not_read_from_the_hub(hub: Hub, llama: Path) -> None:
-    for shard in hub.shards | {"model.safetensors.index.json"}:
-        (llama / shard).unlink()
-    torch.save({}, llama / "pytorch_model.bin")
-    with pytest.raises(CheckpointError, match=r"holds pytorch_model\.bin only, which cannot be read in parts"):
-        open_checkpoint("someone/tiny")
