@@ -202,12 +202,13 @@ def drawing(records: list[Record]) -> str:
         figure = Figure(figsize=(6.4, 3.8), layout="constrained")
         axes = figure.subplots()
         models = list(dict.fromkeys(model for model, _ in lines))
-        for (model, closed), points in lines.items():
+        for (model, trained), points in lines.items():
             colour = COLOURS[1 + models.index(model)].light
-            x, y = [100 * c for c in points], [mean(v) for v in points.values()]
-            style = {"linestyle": "--", "marker": "o", "markerfacecolor": "none"} if closed else {"marker": "o"}
-            axes.plot(x, y, color=colour, label=f"{model}, {'healed' if closed else 'closed form'}", **style)
-            axes.vlines(x, *zip(*((min(v), max(v)) for v in points.values()), strict=True), color=colour)
+            whole = points if trained else {1.0: [1.0], **points}  # with the original
+            x, y = [100 * c for c in whole], [mean(v) for v in whole.values()]
+            style = {"linestyle": "--", "marker": "o", "markerfacecolor": "none"} if trained else {"marker": "o"}
+            axes.plot(x, y, color=colour, label=f"{model}, {'healed' if trained else 'closed form'}", **style)
+            axes.vlines(x, *zip(*((min(v), max(v)) for v in whole.values()), strict=True), color=colour)
         axes.set(yscale="log", xlabel="bytes of cache a token, % of the original", ylabel="perplexity, × the original")
         axes.set_xticks([100, 75, 50, 37.5, 25], ["100", "75", "50", "37.5", "25"])
         ticks = [1, 1.05, 1.1, 1.2, 1.4, 1.6, 2.0]

@@ -169,10 +169,10 @@ def test_help_shows_defaults_and_examples(capsys):
 def test_who_stops_a_command_while_it_imports_gets_one_line():
     """`torch` is a module that waits until it is interrupted."""
     script = (
-        "import sys, types, signal, os; from importlib.machinery import ModuleSpec\n"
+        "import sys, signal, os, time; from importlib.machinery import ModuleSpec\n"
         "class Waiting:\n"
         "    def find_spec(self, name, *more): return ModuleSpec(name, self) if name == 'torch' else None\n"
-        "    def create_module(self, spec): os.kill(os.getpid(), signal.SIGINT)\n"
+        "    def create_module(self, spec): os.kill(os.getpid(), signal.SIGINT); time.sleep(60)\n"
         "    def exec_module(self, module): pass\n"
         "sys.meta_path.insert(0, Waiting())\n"
         "from querykey.cli import main; sys.exit(main(sys.argv[1:]))"
