@@ -294,8 +294,8 @@ class SelfAttention(CachedAttention):
         "blocked" goes by blocks of rows, on a CPU, where half of a causal mask, or most of a window's, can be saved.
         "products" is the formula: for a single query of a CPU, where the cache holds fewer heads than there are
         queries, or keys and values of different sizes, and where latents are summed. "math" is the explicit, quadratic
-        kernel of PyTorch; the CPU takes it for dropout, and for a mask that requires a gradient. The `cache` is read and
-        not extended.
+        kernel of PyTorch; the CPU takes it for dropout, and for a mask that requires a gradient. The `cache` is read
+        and not extended.
         """
         checks.check_inputs(self.layout, self.reference_weight(), self.causal, Inputs(x, mask, context, cache))
         scoring, keys = self.scoring, x.shape[1] if context is None else context.shape[1]
