@@ -15,7 +15,6 @@ import pandas as pd
 from querykey.study.plan import Cell
 
 FIRST_SEED = 1_000_000  # beyond what any comparison uses
-SEEDS = 3
 
 
 def grid(cells: Sequence[Cell], rates: Sequence[float]) -> list[Cell]:
@@ -23,8 +22,9 @@ def grid(cells: Sequence[Cell], rates: Sequence[float]) -> list[Cell]:
     first = [cell for cell in cells if cell.seed == 0]
     return [
         dataclasses.replace(with_rate(cell, rate), seed=FIRST_SEED + seed)
-        for seed in range(SEEDS)
+        for seed in range(max((cell.task.tune_seeds for cell in first), default=0))
         for cell in first
+        if seed < cell.task.tune_seeds
         for rate in rates
     ]
 
