@@ -1,15 +1,17 @@
-"""Ten kills at random moments, of workers and of the driver, on each engine: nothing lost, nothing twice."""
+"""Kills at random moments, of workers and of the driver, on each engine: nothing lost, nothing twice, nobody left."""
 
 import random
+import subprocess
 import sys
 import threading
+import time
 
 import psutil
 import pytest
 
 import querykey
 from querykey.study.plan import load_plan
-from studied import finished, killed, lasting
+from studied import count, finished, killed, lasting
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -93,3 +95,18 @@ def test_the_driver_killed_at_random_moments(engine, plan, undisturbed, tmp_path
     assert killed(command, out, KILLS, seed=5) >= 3
     finished(command, out)
     assert lasting(out) == undisturbed
+
+
+@pytest.mark.parametrize("end", ["terminate", "kill"])
+def test_workers_end_with_a_driver_that_was_killed_alone(end, plan, tmp_path):
+    command = [sys.executable, "-m", "querykey.cli", "compare", str(plan), "--out", str(tmp_path), "--workers", "2"]
+    driver = psutil.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not count(tmp_path):
+        assert driver.poll() is None
+        time.sleep(0.01)
+    children = driver.children(recursive=True)
+    assert len(children) >= 2
+    getattr(driver, end)()
+    driver.wait()
+    _, left = psutil.wait_procs(children, timeout=30)
+    assert not left

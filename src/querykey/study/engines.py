@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -57,7 +59,7 @@ def _run_pool(work: Sequence[Work], workers: int) -> Iterator[tuple[Cell, Outcom
     if context.get_start_method() == "forkserver":
         # What is imported once need not be by each worker: torch, and what its first optimiser step would load.
         context.set_forkserver_preload([__name__, "torch._dynamo"])
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_one_thread) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_worker) as pool:
         waiting = iter(work)
         running: dict[Future[Outcome], Cell] = {}
         try:
@@ -85,5 +87,14 @@ def _no_main() -> Iterator[None]:
         sys.modules["__main__"] = main
 
 
-def _one_thread() -> None:
+def _begin_worker() -> None:
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A parent that is killed cannot end its workers, and each would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
