@@ -10,13 +10,17 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.client import HTTPConnection
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import uvicorn
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
+from conversions import SMALL, byte_tokenizer, tiny
+from querykey.conversion.convert import convert
 from querykey.explorer.rounding import Rounded
 from querykey.explorer.server import application, listen
 from querykey.explorer.subjects import WINDOW, Offer, Subject
@@ -56,6 +60,14 @@ def causal_subject() -> Subject:
         Replacements.of(model, sample, WINDOW),
         "def f(x): return x",
     )
+
+
+def converted_beside_its_original(folder: Path) -> Path:
+    """A folder that `querykey convert` wrote: half of the cache of a small model, which is there too."""
+    tiny().float().save_pretrained(folder / "original")
+    byte_tokenizer().save_pretrained(folder / "original")
+    model = AutoModelForCausalLM.from_pretrained(folder / "original")
+    return convert(model, byte_tokenizer(), **SMALL | {"cache": 0.5}).save(folder / "half")
 
 
 def offered(**subjects: Subject) -> dict[str, Offer]:

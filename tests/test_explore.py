@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
 from tokenizers.models import BPE, WordLevel
 from tokenizers.pre_tokenizers import Whitespace
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from explored import ask, causal_subject, offered, served, values_of
+from conversions import byte_tokenizer
+from explored import ask, causal_subject, converted_beside_its_original, offered, served, values_of
 from querykey.bilinear import argmax_cycles
 from querykey.cli import main
 from querykey.design import Design
@@ -261,6 +262,32 @@ def test_a_language_model_of_transformers(tmp_path: Path) -> None:
     assert head["before"] == everywhere["before"] != everywhere["after"]
     assert head["before"]["bits"] == pytest.approx(math.log2(14), abs=0.5)
     assert viewer.look("cat " * 50, Focus())["cut"]
+
+
+def test_a_converted_model_beside_its_original(tmp_path: Path) -> None:
+    half = converted_beside_its_original(tmp_path)
+    original = str(tmp_path / "original")
+    viewer = Viewer(offers(half)["given"].open())  # the original is the one that config.json names
+    about = viewer.about()
+    assert about["converted"] == {"model": "half", "original": "original"}
+    made = {"q": "W<sub>Q</sub>", "k": "B A<sub>K</sub>", "v": "B A<sub>V</sub>"}
+    assert about["interventions"][-1]["matrices"] == made
+    look = viewer.look("The cat.", Focus(1, 2, "converted"))["head"]
+    before, after = (AutoModelForCausalLM.from_pretrained(place) for place in (original, half))
+    ids = viewer.subject.tokenizer.encode("The cat.").ids
+    for predictions, model in ((look["before"]["predictions"], before), (look["predictions"], after)):
+        with torch.no_grad():
+            best = model(ids).logits[0].softmax(-1).amax(-1)
+        assert [row[0][1] for row in predictions] == pytest.approx(best.tolist(), abs=1e-4)
+    assert viewer.effect("The cat.", Focus(0, 0, "converted")) == viewer.effect("The cat.", Focus(1, 3, "converted"))
+    (tmp_path / "original").rename(tmp_path / "gone")
+    assert Viewer(offers(half)["given"].open()).about()["converted"] is None
+    saved_model(tmp_path / "other", 256, byte_tokenizer())
+    for wrong, reason in ((half, "differ in"), (tmp_path / "gone", "no section 'querykey'")):
+        with pytest.raises(ValueError, match=reason):
+            offers(wrong, against=str(tmp_path / "other"))["given"].open()
+    with pytest.raises(ValueError, match="goes with a model that querykey convert wrote"):
+        offers("cycle", against=original)
 
 
 # The server

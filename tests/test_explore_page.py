@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from browsing import CONTRAST, browser, playwright
-from explored import causal_subject, offered, served
+from explored import causal_subject, converted_beside_its_original, offered, served
 from querykey.bilinear import argmax_cycles
 from querykey.checkpoint.files import minilm
 from querykey.cli import main
@@ -22,6 +22,7 @@ from querykey.explorer import builtin
 from querykey.explorer.export import bundle
 from querykey.explorer.subjects import SHOWN, WINDOW, Offer, Subject, offers
 from querykey.explorer.tokenizer import NumberTokenizer
+from querykey.explorer.views import Focus, Viewer
 from querykey.models.native import NativeModel
 from querykey.models.replacements import Replacements
 from querykey.models.trace import LayerTrace
@@ -184,6 +185,47 @@ PIXELS = """selector => {
   const canvas = document.querySelector(selector);
   return [...canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data];
 }"""
+
+
+def test_a_converted_model_beside_its_original(tmp_path: Path, browser: Any) -> None:
+    subject, text = offers(converted_beside_its_original(tmp_path))["given"].open(), "The cat."
+    with served(offered(pair=subject)) as port:
+        one = Visit(browser, f"http://127.0.0.1:{port}/#text={text}")
+        check_converted(one, subject, text)
+        one.context.close()
+
+
+@pytest.mark.slow
+def test_an_exported_converted_model_beside_its_original(tmp_path: Path, browser: Any) -> None:
+    half, text, path = converted_beside_its_original(tmp_path), "The cat.", tmp_path / "page.html"
+    original = str(tmp_path / "original")
+    assert main(["explore", str(half), "--against", original, "--text", text, "--export", str(path)]) == 0
+    one = Visit(browser, path.as_uri(), offline=True)
+    check_converted(one, offers(half)["given"].open(), text)
+    one.context.close()
+
+
+def check_converted(one: Visit, subject: Subject, text: str) -> None:
+    """The page opens with both models side by side, and switches between them on the same text."""
+    assert "The converted model half is shown beside its original, original" in one.page.inner_text("#top")
+    assert [one.page.input_value(f"#side-{side}") for side in "ab"] == ["trained", "converted"]
+    ids = subject.tokenizer.encode(text).ids
+    i = int(one.page.get_attribute(".chip[aria-checked=true]", "data-i"))
+    assert subject.converted is not None
+    for side, model in (("a", subject.model), ("b", subject.converted.model)):
+        best = model.trace(ids).logits[0, i].softmax(-1).topk(5).values
+        assert_printed(one.texts(f".side-{side} .predictions .percent"), best, 100)
+    effect = Viewer(subject).effect(text, Focus(intervention="converted"))
+    one.page.wait_for_selector(f".finding >> text={100 * effect['same']:.0f}\u00a0% of answers unchanged")
+    one.view("walk")
+    one.switch("converted")
+    layer, head = one_head(one)
+    run = subject.converted.model.trace(ids).layers[layer]
+    assert_printed(one.texts(".scoreboard .out"), run.scores[0, head, i])
+    assert_printed(one.page.locator(".numbers-k").first.text_content().split(), run.key[0, head, i])
+    one.page.wait_for_selector(".effect[data-scope=all] >> text=of answers unchanged")
+    assert one.page.locator(".effect[data-scope=head]").count() == 0
+    assert one.faults == []
 
 
 def test_the_graph_shows_the_cycles(visit: Any) -> None:

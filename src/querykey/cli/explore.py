@@ -8,10 +8,12 @@ from typing import Any
 from querykey.cli.options import add_command, output_file, reading
 from querykey.explorer.names import known_or_elsewhere
 from querykey.extras import needs
+from querykey.spelling import existing_or_repository
 
 EXAMPLES = {
     "querykey explore cycle": "a task that one head cannot do with W_Q = W_K",
     "querykey explore ./model --text 'The cat sat.'": "a checkpoint of yours",
+    "querykey explore ./half --against ./model": "what querykey convert made of a model, beside that model",
     "querykey explore runs/why --export page.html": "a run of compare as one file",
 }
 
@@ -29,6 +31,13 @@ def add_to(commands: Any) -> None:
         metavar="MODEL",
         help="a run of compare, a checkpoint folder, a repository on the Hub, or cycle, cycle-tied, bytes, minilm "
         "(default: cycle, a small model that is trained on first use)",
+    )
+    parser.add_argument(
+        "--against",
+        type=reading(existing_or_repository),
+        metavar="ORIGINAL",
+        help="the original of a converted MODEL, shown beside it (default: the one that its config.json names, if it "
+        "is still there)",
     )
     parser.add_argument("--text", metavar="TEXT", help="what to show first")
     parser.add_argument(
@@ -52,6 +61,7 @@ def _run(chosen: argparse.Namespace) -> int:
     with needs("explore"):
         from querykey.explorer.open import export, show
     given = {"text": chosen.text, "revision": chosen.revision, "trust_remote_code": chosen.trust_remote_code}
+    given |= {"against": chosen.against}
     if chosen.export:
         print(f"page: {export(chosen.model, chosen.export, **given)}")
     else:

@@ -156,6 +156,7 @@ class Conversion:
         fitted = self.fitted
         return self.switch.section | {
             "design": self.design,
+            "original": fitted.model.config.name_or_path,
             "model_type": fitted.model.config.model_type,
             "cache": self.cache,
             "calibration": [{"text": text.name, "tokens": text.tokens} for text in fitted.calibration],

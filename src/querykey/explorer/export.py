@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from querykey.explorer.builtin import Progress
-from querykey.explorer.subjects import Subject
+from querykey.explorer.subjects import Shown, Subject
 from querykey.explorer.views import Focus, Viewer
 from querykey.machine import one_thread
-from querykey.models.replacements import Kind
 from querykey.report.numbers import size
 
 PAGE = Path(__file__).parent / "page"
@@ -112,11 +111,13 @@ def _layer(
                 found["heads"][f"{name} unmasked"] = _differing(unmasked, look)
             if intervention == "trained":
                 continue
+            if intervention not in effects:
+                effects[intervention] = viewer.effect(text, replace(focus, scope="all"))
+            if intervention == "converted":  # in all heads
+                continue
             found["effects"][name] = viewer.effect(text, focus)
             if head == 0:
                 found["effects"][intervention] = viewer.effect(text, replace(focus, scope="layer"))
-            if intervention not in effects:
-                effects[intervention] = viewer.effect(text, replace(focus, scope="all"))
     return found
 
 
@@ -133,7 +134,7 @@ def _expected(viewer: Viewer, text: str, about: dict[str, Any]) -> float:
     return once * len(about["layers"]) + len(_script("", last)) * _heads(about)
 
 
-def _names(about: dict[str, Any]) -> list[Kind]:
+def _names(about: dict[str, Any]) -> list[Shown]:
     return [one["name"] for one in about["interventions"]]
 
 

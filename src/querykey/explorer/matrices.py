@@ -13,13 +13,16 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from querykey.design import Design
-from querykey.models.replacements import Kind
+from querykey.explorer.subjects import Shown
 
 Scores = Literal["separate", "core", "symmetric", "tied"]
 
 
-def matrices(intervention: Kind, design: Design) -> dict[str, str]:
-    """The product that gives each role from x, as HTML, such as ``{"q": "W<sub>Q</sub>", …}``."""
+def matrices(intervention: Shown, design: Design) -> dict[str, str]:
+    """The product that gives each role from x, as HTML, such as ``{"q": "W<sub>Q</sub>", …}``.
+
+    Of a converted model, `design` says which roles read the latent x B.
+    """
     found = {role: _name(part) for part in design.parts for role in part if role != "x"}
     shared = _name(("q", "k", *(["v"] if design.sharing == "q=k=v" else [])))
     if design.core:
@@ -33,12 +36,15 @@ def matrices(intervention: Kind, design: Design) -> dict[str, str]:
             found |= {"q": f"{shared} C", "k": shared}
         case "key_value":
             found |= {"k": f"{_name(('k', 'v'))} A", "v": f"{_name(('k', 'v'))} B"}
+        case "converted":
+            found |= {role: f"B A<sub>{role.upper()}</sub>" for part in design.parts if len(part) > 1 for role in part}
     return found
 
 
-def scores(intervention: Kind, design: Design) -> Scores:
+def scores(intervention: Shown, design: Design) -> Scores:
     """What the scores are bound to be; see the table above."""
     bound: dict[str, Scores] = {"copied": "tied", "tied": "tied", "signed": "symmetric", "core": "core"}
+    bound["converted"] = "separate"
     if intervention in bound:
         return bound[intervention]
     if not design.shares("q", "k"):
@@ -46,7 +52,7 @@ def scores(intervention: Kind, design: Design) -> Scores:
     return {None: "tied", "full": "core"}.get(design.core, "symmetric")  # type: ignore[return-value]
 
 
-def described(intervention: Kind, design: Design) -> dict[str, Any]:
+def described(intervention: Shown, design: Design) -> dict[str, Any]:
     """An intervention for the page."""
     return {"name": intervention, "matrices": matrices(intervention, design), "scores": scores(intervention, design)}
 

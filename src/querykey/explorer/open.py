@@ -24,12 +24,16 @@ def show(
     browse: bool = True,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    against: str | None = None,
 ) -> None:
-    """Serve the page until it is stopped. Raises ValueError for a model that cannot be opened."""
+    """Serve the page until it is stopped; `against` is the original of a converted model.
+
+    Raises ValueError for a model that cannot be opened.
+    """
     with needs("explore"):
         from querykey.explorer.server import serve
 
-    found = offers(model, revision, trust_remote_code)
+    found = offers(model, revision, trust_remote_code, against)
     first = next(iter(found))
     if model is not None:
         with Progress(Console(stderr=True), f"opening {found[first].title}") as progress:
@@ -43,6 +47,7 @@ def export(
     text: str | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    against: str | None = None,
 ) -> Path:
     """Write the page as one file that needs no server and no network, whole or not at all.
 
@@ -54,7 +59,7 @@ def export(
         partial.open("w", encoding="utf-8") as file,
         Progress(console) as progress,
     ):
-        file.writelines(_page(model, text, revision, trust_remote_code, progress))
+        file.writelines(_page(model, text, revision, trust_remote_code, against, progress))
     return Path(path)
 
 
@@ -77,20 +82,27 @@ def explore(
     *,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    against: str | None = None,
 ) -> Explorer:
     """The explorer's page on a model and a text, for a notebook; what `querykey explore --export` writes.
 
     `model` is a run of `compare`, a checkpoint folder, a repository on the Hub, or one of "minilm", "cycle",
-    "cycle-tied" and "bytes"; None is "cycle". The last three are trained on first use. Raises ValueError for a model or
-    a text that cannot be shown.
+    "cycle-tied" and "bytes"; None is "cycle". The last three are trained on first use. `against` is the original of a
+    converted model, by default the one that its config.json names, if it is still there. Raises ValueError for a model
+    or a text that cannot be shown.
     """
-    return Explorer("".join(_page(model, text, revision, trust_remote_code, Progress(Console(quiet=True)))))
+    return Explorer("".join(_page(model, text, revision, trust_remote_code, against, Progress(Console(quiet=True)))))
 
 
 def _page(
-    model: str | Path | None, text: str | None, revision: str | None, trust: bool, progress: Progress
+    model: str | Path | None,
+    text: str | None,
+    revision: str | None,
+    trust: bool,
+    against: str | None,
+    progress: Progress,
 ) -> Iterator[str]:
-    found = offers(model, revision, trust)
+    found = offers(model, revision, trust, against)
     first = next(iter(found))
     return exported(_opened(found[first], progress), first, found[first].title, text, progress)
 

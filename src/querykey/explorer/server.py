@@ -252,7 +252,7 @@ def _focus(given: Mapping[str, Any]) -> Focus:
     intervention, scope = given.get("intervention", "trained"), given.get("scope", "head")
     if any(not isinstance(number, int) or isinstance(number, bool) for number in (layer, head)):
         raise RequestError("layer and head must be whole numbers")
-    for name, value, known in (("intervention", intervention, SHOWN), ("scope", scope, SCOPES)):
+    for name, value, known in (("intervention", intervention, (*SHOWN, "converted")), ("scope", scope, SCOPES)):
         if value not in known:
             raise RequestError(f"{name} must be one of {', '.join(known)}, not {str(value)[:80]!r}")
     return Focus(layer, head, intervention, scope, given.get("masked", True) is not False)

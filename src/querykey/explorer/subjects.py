@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from querykey.checkpoint.files import minilm
 from querykey.design import Design
 from querykey.explorer import builtin
 from querykey.explorer.builtin import Progress
+from querykey.explorer.converted import Converted, recorded_original
 from querykey.explorer.names import NAMES, known_or_elsewhere
 from querykey.explorer.sample import EXAMPLE, PYTHON, SAMPLE
 from querykey.explorer.tokenizer import ByteTokenizer, CycleTokenizer, ModelTokenizer, NumberTokenizer, Tokenizer
@@ -30,6 +32,7 @@ from querykey.study.training import Trained, load
 from querykey.tasks import make_task, options_of
 
 SHOWN: tuple[Kind, ...] = ("trained", "copied", "tied", "signed", "core", "key_value", "selfmask", "cosine")
+Shown = Kind | Literal["converted"]
 Scope = Literal["head", "layer", "all"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 WINDOW = 64  # under rotary positions the distances below it count in a fit
@@ -41,7 +44,8 @@ Purpose = Literal["sentence", "language", "masked", "bytes", "naming", "numbers"
 class Subject:
     """A model, how its texts are written, the interventions in its heads, and a text to begin with.
 
-    `design` is that of the model as trained.
+    `design` is that of the model as trained. `converted` is what `querykey convert` made of it, which the page shows as
+    one more intervention, in all heads.
     """
 
     purpose: Purpose
@@ -50,11 +54,12 @@ class Subject:
     replacements: Replacements
     example: str
     design: Design = field(default_factory=Design)
+    converted: Converted | None = None
 
     @property
-    def interventions(self) -> list[Kind]:
+    def interventions(self) -> list[Shown]:
         """Those that the page offers for this model, the first one none at all."""
-        return [kind for kind in SHOWN if kind in self.replacements.kinds]
+        return [kind for kind in SHOWN if kind in self.replacements.kinds] + ["converted"] * bool(self.converted)
 
 
 @dataclass
@@ -89,13 +94,18 @@ class Offer:
             return self.subject
 
 
-def offers(model: str | Path | None = None, revision: str | None = None, trust: bool = False) -> dict[str, Offer]:
+def offers(
+    model: str | Path | None = None, revision: str | None = None, trust: bool = False, against: str | None = None
+) -> dict[str, Offer]:
     """What a page offers: the given model first, then the models of the cycle task, MiniLM, and the model of bytes.
 
     `model` is the folder of a run of `compare`, whose trained models are all offered, a checkpoint folder, or a
-    repository on the Hub. Raises ValueError for a misspelt name.
+    repository on the Hub. `against` is the original of a converted model. Raises ValueError for a misspelt name, and
+    for `against` without a checkpoint.
     """
     found: dict[str, Offer] = {}
+    if against and (model is None or str(model) in NAMES or (Path(model) / "records.sqlite").exists()):
+        raise ValueError(f"--against {against} goes with a model that querykey convert wrote, not with {model}")
     if model is not None and (Path(model) / "records.sqlite").exists():
         found |= _run_of_compare(Path(model))
     elif model is not None and str(model) in NAMES:
@@ -103,7 +113,7 @@ def offers(model: str | Path | None = None, revision: str | None = None, trust: 
     elif model is not None:
         known_or_elsewhere(str(model))
         title = Path(model).resolve().name if Path(model).is_dir() else str(model)
-        found["given"] = Offer(title, partial(_transformers, model, revision, trust))
+        found["given"] = Offer(title, partial(_transformers, model, revision, trust, against))
     for name in NAMES:
         if name not in found and (name != "minilm" or minilm()):
             found |= _builtin(name)
@@ -114,7 +124,7 @@ def _builtin(name: str) -> dict[str, Offer]:
     """A model by its name on the page."""
     if name != "minilm":
         return {name: Offer(name, lambda progress: _native(builtin.trained(name, progress), progress))}
-    return {name: Offer(name, partial(_transformers, name, None, False))}
+    return {name: Offer(name, partial(_transformers, name, None, False, None))}
 
 
 def _run_of_compare(folder: Path) -> dict[str, Offer]:
@@ -133,9 +143,15 @@ def _run_of_compare(folder: Path) -> dict[str, Offer]:
     return found
 
 
-def _transformers(place: str | Path, revision: str | None, trust: bool, progress: Progress) -> Subject:
+def _transformers(
+    place: str | Path, revision: str | None, trust: bool, against: str | None, progress: Progress
+) -> Subject:
     progress("load", 0, 1)
-    model = open_model(place, revision, trust)
+    model, converted = open_model(place, revision, trust), None
+    if original := against or recorded_original(place):
+        with nullcontext() if against else suppress(ValueError):  # what config.json names may have changed
+            converted = Converted.beside(open_model(original, trust_remote_code=trust), model)
+    model = model if converted is None else converted.original
     progress("load", 1, 1)
     progress("sample", 0, 1)
     ids, _ = model.encode(SAMPLE, limit=512)
@@ -144,7 +160,7 @@ def _transformers(place: str | Path, revision: str | None, trust: bool, progress
         "sentence" if model.trace(ids[:, :2]).logits is None else "language" if model.causal else "masked"
     )
     progress("sample", 1, 1)
-    return Subject(purpose, model, ModelTokenizer(model), replacements, EXAMPLE)
+    return Subject(purpose, model, ModelTokenizer(model), replacements, EXAMPLE, converted=converted)
 
 
 def _native(path: Path, progress: Progress) -> Subject:

@@ -23,10 +23,10 @@ from querykey.explorer.matrices import described
 from querykey.explorer.measures import cycles, measures, overview, overview_of
 from querykey.explorer.outcome import Outcome, difference, outcome
 from querykey.explorer.rounding import SCORE_DIGITS, WEIGHT_DIGITS, rounded
-from querykey.explorer.subjects import Scope, Subject
+from querykey.explorer.subjects import Scope, Shown, Subject
 from querykey.explorer.tokenizer import Encoded
-from querykey.models.replacements import Kind
-from querykey.models.trace import LayerTrace
+from querykey.models.intervention import Interventions
+from querykey.models.trace import LayerTrace, TracedModel
 
 RUN_BYTES = 200_000_000  # of the runs that are kept, so that another head costs nothing
 WEIGHT_BYTES = 8  # of a score and its attention weight
@@ -42,7 +42,7 @@ class Focus:
 
     layer: int = 0
     head: int = 0
-    intervention: Kind = "trained"
+    intervention: Shown = "trained"
     scope: Scope = "head"
     masked: bool = True
 
@@ -66,12 +66,14 @@ class Viewer:
 
     def about(self) -> dict[str, Any]:
         """The model: its layers, the interventions that it can have, and what to show first."""
-        subject = self.subject
+        subject, converted = self.subject, self.subject.converted
+        designs = {"converted": converted.design} if converted else {}
         return {
             "kind": subject.purpose,
             "causal": subject.model.causal,
             "layers": [{"heads": layer.query.heads, "positions": layer.positions} for layer in subject.model.layers],
-            "interventions": [described(name, subject.design) for name in subject.interventions],
+            "interventions": [described(name, designs.get(name, subject.design)) for name in subject.interventions],
+            "converted": converted.names if converted else None,
             "example": subject.example,
             "first": self._first(),
         }
@@ -132,7 +134,9 @@ class Viewer:
             return run
 
     def _made(self, encoded: Encoded, focus: Focus, glance: bool) -> _Run:
-        model, layers, overviews = self.subject.model, {}, []
+        layers: dict[int, LayerTrace] = {}
+        overviews: list[dict[str, Any]] = []
+        model, interventions = self._changed(focus)
         heads = sum(layer.query.heads for layer in model.layers)
         whole = heads * len(encoded.tokens) ** 2 * WEIGHT_BYTES < RUN_BYTES / 4  # else only the layer in focus
         running = iter(range(len(model.layers)))
@@ -144,13 +148,21 @@ class Viewer:
             if glance:
                 overviews.append(overview_of(layer))
 
-        interventions = self.subject.replacements.interventions(focus.intervention, self._heads(focus))
         trace = model.trace(encoded.ids, interventions, see=see)
         return _Run(layers, overviews, outcome(trace, self.subject.tokenizer.targets(encoded.ids)))
 
+    def _changed(self, focus: Focus) -> tuple[TracedModel, Interventions]:
+        """The model that runs, and the interventions in it."""
+        heads, subject = self._heads(focus), self.subject
+        if focus.intervention != "converted":
+            return subject.model, subject.replacements.interventions(focus.intervention, heads)
+        if subject.converted is None:
+            raise ValueError("no converted model is beside this one; open it with --against ORIGINAL")
+        return subject.converted.model, {}
+
     def _key(self, encoded: Encoded, focus: Focus) -> Hashable:
         """What two runs that come out the same have in common."""
-        heads = () if focus.intervention == "trained" else tuple(self._heads(focus))
+        heads = () if focus.intervention in ("trained", "converted") else tuple(self._heads(focus))
         return tuple(encoded.ids.flatten().tolist()), focus.intervention, heads
 
     def _heads(self, focus: Focus) -> list[tuple[int, int]]:

@@ -2,7 +2,7 @@
 
 import { percent } from "./data.js";
 import { el, quoted, select } from "./draw.js";
-import { scopes } from "./state.js";
+import { scopeOf, scopes } from "./state.js";
 import { explained, has, language, t } from "./strings.js";
 import { mostAttended } from "./tokens.js";
 
@@ -16,6 +16,7 @@ export function header(page) {
   const other = el("button", { id: "language", class: "quiet", lang: language === "zh" ? "en" : "zh-Hans", onclick: page.changeLanguage }, t("language"));
   const theme = el("button", { id: "theme", class: "quiet", "aria-label": t("theme"), title: t("theme"), onclick: page.changeTheme }, "◐");
   const kind = about ? t(`about.${about.kind}`) : "";
+  const pair = about?.converted ? t("about.converted", about.converted) : "";
   document.getElementById("top").replaceChildren(
     el("div", { class: "title" }, el("h1", {}, t("title")), el("span", { class: "tools" }, help(about), other, theme)),
     el(
@@ -26,7 +27,7 @@ export function header(page) {
       el("label", { for: "text" }, t("text")),
       textField(page),
     ),
-    el("p", { class: "small muted" }, [kind, page.exported ? t("exported") : ""].filter(Boolean).join(" ")),
+    el("p", { class: "small muted", html: [kind, pair, page.exported ? t("exported") : ""].filter(Boolean).join(" ") }),
   );
 }
 
@@ -77,7 +78,9 @@ function interventions({ state, set, about }, said) {
 
 function scope({ state, set, about, exported }) {
   const names = scopes(about);
-  if (exported || names.length < 2) return [];
+  const chosen = (state.view === "compare" ? [state.a, state.b] : [state.intervention]).filter((name) => name !== "trained");
+  const free = !chosen.length || chosen.some((name) => scopeOf(name, "head") === "head");
+  if (exported || names.length < 2 || !free) return [];
   const options = names.map((name) => [name, t("scope.in", { scope: t(`scope.${name}`) })]);
   return [select("scope", options, state.scope, (value) => set({ scope: value }), { title: t("help.scope"), "aria-label": t("scope") })];
 }

@@ -6,7 +6,7 @@ import { Gone, Server, Trouble } from "./data.js";
 import { el } from "./draw.js";
 import { heads } from "./heads.js";
 import { map, pairText } from "./map.js";
-import { DEFAULTS, fitted, fromHash, queries, scopes, toHash } from "./state.js";
+import { DEFAULTS, firstB, fitted, fromHash, queries, scopeOf, scopes, toHash } from "./state.js";
 import { language, setLanguage, t } from "./strings.js";
 import { firstToken, mostAttended } from "./tokens.js";
 import { walk } from "./walk.js";
@@ -64,7 +64,7 @@ async function choose(model, wanted = {}) {
     const about = await source.about(model, waited);
     if (mine !== newest) return;
     Object.assign(page, { about, effects: {} });
-    Object.assign(state, { text: null, layer: null, head: null, i: null, j: null }, wanted, { model });
+    Object.assign(state, { text: null, layer: null, head: null, i: null, j: null, b: null }, wanted, { model });
   } catch (error) {
     if (mine !== newest) return;
     if (page.about) [state.model, page.look] = before;
@@ -136,11 +136,12 @@ async function effects(wanted, mine) {
   const order = [...new Set([state.scope, ...scopes(page.about)])];
   for (const scope of order) {
     for (const intervention of names) {
+      const at = scopeOf(intervention, scope);
       page.effects[intervention] ??= {};
-      if (page.effects[intervention][scope]) continue;
-      const found = await source.effect({ ...wanted[0], intervention, scope });
+      if (page.effects[intervention][at]) continue;
+      const found = await source.effect({ ...wanted[0], intervention, scope: at });
       if (mine !== newest) return;
-      if (found) page.effects[intervention][scope] = found;
+      if (found) page.effects[intervention][at] = found;
       draw();
     }
   }
@@ -216,7 +217,7 @@ function draw(focus = null) {
 
 // The address says what is shown, so that it can be sent to somebody.
 function remember() {
-  const hash = toHash(state, { text: page.about.example });
+  const hash = toHash(state, { text: page.about.example, b: firstB(page.about) });
   try {
     history.replaceState(null, "", hash ? `#${hash}` : location.pathname + location.search);
   } catch {

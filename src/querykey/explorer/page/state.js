@@ -2,7 +2,7 @@
 
 export const DEFAULTS = {
   view: "compare", model: null, text: null, layer: null, head: null, i: null, j: null,
-  intervention: "trained", scope: "head", a: "trained", b: "tied", masked: true,
+  intervention: "trained", scope: "head", a: "trained", b: null, masked: true,
   show: "weights", order: "text", measure: "symmetry", arrange: "place", least: null,
 };
 const NUMBERS = ["layer", "head", "i", "j", "least"];
@@ -31,6 +31,16 @@ export function scopes({ layers }) {
   return layers.length === 1 ? ["head", "all"] : ["head", "layer", "all"];
 }
 
+// A converted model differs from its original in all heads, whatever is chosen.
+export function scopeOf(intervention, scope) {
+  return intervention === "converted" ? "all" : scope;
+}
+
+// What the right side of the comparison begins with.
+export function firstB({ interventions }) {
+  return interventions.some(({ name }) => name === "converted") ? "converted" : "tied";
+}
+
 // Makes the state fit a model: layers, heads, interventions and scopes that it has.
 export function fitted(state, { layers, interventions, first, example }) {
   const within = (value, count) => Math.max(0, Math.min(count - 1, Math.trunc(value)));
@@ -44,7 +54,7 @@ export function fitted(state, { layers, interventions, first, example }) {
     head: within(state.head ?? first[1], layers[layer].heads),
     intervention: named(state.intervention, "trained"),
     a: named(state.a, "trained"),
-    b: named(state.b, "copied"),
+    b: named(state.b ?? firstB({ interventions }), "copied"),
     scope: scopes({ layers }).includes(state.scope) ? state.scope : "head",
   };
 }

@@ -60,6 +60,10 @@ const STRINGS = {
     "A token A→C 3 is named A, asks for token C, and holds the number 3. Its answer should be the number that C holds. C asks for a third token, which asks for A.",
     "词元 A→C 3 的名字是 A，要找的是 C，自己带着数字 3；它应当答出 C 带的数字。C 又找第三个词元，第三个再找回 A。",
   ],
+  "about.converted": [
+    "The converted model {model} is shown beside its original, {original}, on the same text.",
+    "同一段文本上，并排显示转换后的模型 {model} 与原模型 {original}。",
+  ],
   "about.numbers": ["This model was trained by querykey compare.", "这个模型由 querykey compare 训练。"],
 
   "set.trained": ["as trained", "原样"],
@@ -70,6 +74,7 @@ const STRINGS = {
   "set.key_value": ["K = V", "K = V"],
   "set.selfmask": ["self-mask", "屏蔽自身"],
   "set.cosine": ["cosine", "余弦"],
+  "set.converted": ["converted model", "转换后的模型"],
   "say.trained": ["The weights as trained: q = x {q}, k = x {k}, v = x {v}.", "训练后的权重：q = x {q}，k = x {k}，v = x {v}。"],
   "say.copied": [
     "Keys use the query matrix: q = k = x {k}. Nothing is fitted.",
@@ -96,6 +101,10 @@ const STRINGS = {
     "Weights as trained, but the score is the cosine of query and key, so that their lengths do not count.",
     "权重不变，但分数改为查询与键的余弦，长度不起作用。",
   ],
+  "say.converted": [
+    "{model}, which querykey convert has made of {original}: q = x {q}, k = x {k}, v = x {v}. In each layer the latent x B is shared by all heads.",
+    "{model}，由 querykey convert 从 {original} 转换而来：q = x {q}，k = x {k}，v = x {v}。每一层的所有头共用一个潜向量 x B。",
+  ],
   changed: ["This head:", "这个头："],
   effect: ["Output of the model, intervention in", "模型的输出，干预作用于"],
   "effect.cosine": ["cosine to the original vector {x}", "与原向量的余弦 {x}"],
@@ -113,6 +122,10 @@ const STRINGS = {
   "compare.causal": [
     "Each token points at the token that it attends to most. The causal mask lets this model attend to earlier tokens only, so every path leads back, with two matrices or one. Turn the causal mask off to see the difference between them.",
     "每个词元都用箭头指向它最关注的词元。这个模型有因果掩码，只能关注前面的词元，所以无论用两个矩阵还是一个，箭头都只往回走。关掉因果掩码，就能看到两者的差别。",
+  ],
+  "compare.converted": [
+    "The same text goes through the original model and through the converted one. Compare the attention of a head, the likeliest answers at a token, and, below, the output on the whole text.",
+    "同一段文本分别输入原模型和转换后的模型。可以比较一个头的注意力、某个词元处最可能的回答，以及下方整段文本上的输出。",
   ],
   "compare.a": ["Left:", "左："],
   "compare.b": ["Right:", "右："],
@@ -270,6 +283,6 @@ export function plain(key) {
 }
 
 // What an intervention is, with the matrices of the model.
-export function explained(name, { interventions }) {
-  return t(`say.${name}`, interventions.find((one) => one.name === name).matrices);
+export function explained(name, { interventions, converted }) {
+  return t(`say.${name}`, { ...interventions.find((one) => one.name === name).matrices, ...converted });
 }
