@@ -140,7 +140,7 @@ def _row(result: Result, task: str, design: str) -> Row:
         if len(scores):
             row[name], row[f"{name}_sd"] = map(_digits, mean_sd(scores))
             row[f"{name}_least"], row[f"{name}_most"] = _digits(float(scores.min())), _digits(float(scores.max()))
-    row |= _gap(result, task, design) | _solved(result, task, design)
+    row |= _gap(result, task, design) | _solved(result, task, design) | _tying(result, task, design)
     for choice in choice_rows(result, task):
         if choice.design == design:
             row |= {"ceiling": str(choice.ceiling.fraction), "reason": choice.ceiling.reason}
@@ -152,6 +152,18 @@ def _row(result: Result, task: str, design: str) -> Row:
 
 def _rounded(row: Row) -> Row:
     return {name: _digits(value) if isinstance(value, float) else value for name, value in row.items()}
+
+
+def _tying(result: Result, task: str, design: str) -> Row:
+    """What tying costs like for like: Q = K less separate weights with the same options, paired by seed."""
+    separate = Design.parse(design.replace("q=k,v", "q,k,v"))
+    if not design.startswith("q=k,v") or separate not in map(Design.parse, result.study.designs_of(task)):
+        return {}
+    mine, theirs = result.scores(task, design), result.scores(task, str(separate))
+    seeds = sorted(mine.keys() & theirs.keys())
+    d = differences_of(*(np.array([scores[seed] for seed in seeds]) for scores in (theirs, mine)))
+    paired = paired_difference(d, SignFlips.of(d, np.random.default_rng(0)))
+    return {"tying": paired.mean, "tying_low": paired.low, "tying_high": paired.high}
 
 
 def _gap(result: Result, task: str, design: str) -> Row:
@@ -199,7 +211,8 @@ WORDS = {
         "not tested": "not tested", "better": "better", "no different": "no different", "baseline": "baseline",
         "undertrained": "undertrained", "so far": " ({} so far)", "perhaps": "perhaps within the margin",
         "margin": "margin", "cache": "cached bytes per token", "counting": "counting {}s",
-        "unseen": "0 of {} fail: rate ≤ {:.0%}",
+        "unseen": "0 of {} fail: rate ≤ {:.0%}", "encoder": "encoder", "decoder": "decoder", "plain": "no self-mask",
+        "selfmask": "self-mask", "accuracy": "accuracy", "bits per byte": "bits per byte",
     },
     "zh": {
         "design": "设计", "task": "任务", "difference": "差值与 95 % 区间", "found": "结论",
@@ -210,7 +223,8 @@ WORDS = {
         "not tested": "未检验", "better": "更好", "no different": "无差别", "baseline": "基线",
         "undertrained": "训练不足", "so far": "（目前{}）", "perhaps": "差异可能在界限内",
         "margin": "界限", "cache": "每词元缓存字节", "counting": "{} 计数",
-        "unseen": "{} 次无失败：失败率 ≤ {:.0%}",
+        "unseen": "{} 次无失败：失败率 ≤ {:.0%}", "encoder": "编码器", "decoder": "解码器", "plain": "无自掩码",
+        "selfmask": "自掩码", "accuracy": "准确率", "bits per byte": "每字节比特",
     },
 }  # fmt: skip
 CEILING_ZH = {
@@ -306,6 +320,21 @@ def ceilings(kept: dict[str, Any], task: str, lang: str = "en") -> Iterator[str]
         yield _line([f"`{row['design']}`", _mean(row, "argmax"), row.get("ceiling", "–"), reason])
 
 
+def tying(kept: dict[str, Any], tasks: str, lang: str = "en") -> Iterator[str]:
+    """What Q = K costs against separate weights with the same options: relations by {encoder, decoder} × {no mask, mask}.
+
+    `tasks` are the first parts of names that end in -encoder and -decoder.
+    """
+    words = WORDS[lang]
+    cells = {(row["task"], row["design"]): row for row in kept["rows"]}
+    masks = {"q=k,v": words["plain"], "q=k,v+selfmask": words["selfmask"]}
+    yield _line([words["task"], *(f"{words[kind]}, {mask}" for kind in ("encoder", "decoder") for mask in masks.values())])
+    yield _line(["---"] * 5)
+    for task in tasks.split(";"):
+        rows = [cells[f"{task}-{kind}", design] for kind in ("encoder", "decoder") for design in masks]
+        yield _line([f"{task} ({words[rows[0]['metric']]})", *(_difference(row, *TYING) for row in rows)])
+
+
 def gaps(kept: dict[str, Any], task: str, lang: str = "en") -> Iterator[str]:
     """The loss on text that was trained on, on text that was not, and the difference."""
     words = WORDS[lang]
@@ -328,6 +357,7 @@ def solved(kept: dict[str, Any], task: str, lang: str = "en") -> Iterator[str]:
         yield _line([f"`{row['design']}`", f"{row['parameters']:,}", _mean(row, "test"), many, after])
 
 
+TYING = ("tying", "tying_low", "tying_high")
 BITS = ("test", "test_sd", "difference", "low", "high")  # what is in bits per byte where a task is text
 
 KINDS: dict[str, Callable[..., Iterator[str]]] = {
@@ -337,6 +367,7 @@ KINDS: dict[str, Callable[..., Iterator[str]]] = {
     "claim": claim,
     "ceilings": ceilings,
     "gaps": gaps,
+    "tying": tying,
     "solved": solved,
 }
 
