@@ -12,10 +12,8 @@ from torch import Tensor
 
 pytest.importorskip("transformers")
 
-from transformers import (
-    AutoModelForCausalLM,
-    StaticCache,
-)
+from transformers import AutoModelForCausalLM, Cache, QuantizedCache, StaticCache
+from transformers.cache_utils import QuantizedLayer
 
 import querykey.conversion.convert as conversion
 from conversions import FAMILIES, SMALL, byte_tokenizer, converted, logits, tiny, tokens
@@ -118,6 +116,36 @@ def test_a_static_cache_holds_the_latent(half):
     rest = model(ids[:, 5:], past_key_values=cache, use_cache=True).logits
     torch.testing.assert_close(torch.cat([first, rest], 1).detach(), whole, rtol=0, atol=1e-7)
     assert [layer.keys.shape for layer in cache.layers] == [(2, 1, 16, rank) for rank in half.ranks]
+
+
+class Kept(QuantizedLayer):
+    """Quantisation that loses nothing, so that only what is around it is tested."""
+
+    def _quantize(self, tensor, axis):
+        assert tensor.shape[-1] % self.q_group_size == 0
+        return tensor
+
+    def _dequantize(self, tensor):
+        return tensor
+
+
+def test_a_quantised_cache_holds_halves_of_the_latent(half):
+    model, ids = half.model, tokens(length=20)
+    whole = logits(model, ids)
+
+    def errors(cache) -> Tensor:
+        parts = [model(part, past_key_values=cache, use_cache=True).logits for part in ids.split((9, 1, 4, 6), 1)]
+        return (torch.cat(parts, 1).detach() - whole).abs()
+
+    cache = QuantizedCache("fp8", config=model.config)
+    kept = Cache(layers=[Kept(q_group_size=1, residual_length=4) for _ in half.ranks])
+    kept.__class__ = QuantizedCache
+    assert errors(kept).max() < 1e-7
+    assert 1e-6 < errors(cache).mean() < 0.05 * whole.abs().mean()
+    assert [layer._quantized_keys[0].shape[-1] for layer in cache.layers] == [rank // 2 for rank in half.ranks]
+    kept.layers[0].q_group_size = max(half.ranks)
+    with pytest.raises(ValueError, match="take other groups"):
+        errors(kept)
 
 
 def test_packed_sequences_are_not_cached(half):

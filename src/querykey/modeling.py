@@ -1,12 +1,11 @@
 """Models of transformers in which projections of attention read one shared latent, and whose cache holds that latent.
 
 A layer of attention computes c = x B once, and makes the roles that share from it: k = c A_k and v = c A_v (and q where
-it shares), before the model's own normalisation and rotation. The cache of such a layer, any of transformers' caches,
-holds c in place of keys, and nothing in place of values. Keys and values of earlier tokens are made again on reading,
-by the model's own attention code, which is run on c up to the point where it asks its cache.
+it shares), before the model's own normalisation and rotation. The cache of such a layer, any of transformers', holds c.
+Keys and values of earlier tokens are made again by the model's own attention, run on c until it asks its cache.
 
-This file needs torch and transformers only. A copy of it lies in folders saved as self-contained, as
-`modeling_querykey.py`; the `querykey` section of their config.json says which projections read the latent.
+This file needs torch and transformers only. Folders saved as self-contained have a copy, `modeling_querykey.py`; the
+`querykey` section of their config.json says which projections read the latent.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, Cache, PreTrainedConfig, PreTrainedModel
+from transformers.cache_utils import QuantizedCache
 
 MODEL_TYPE = "querykey"
 PART = 1024  # cached tokens whose keys and values are made at once: they stay in the processor's cache
@@ -45,11 +45,7 @@ class Rotation:
             )
 
     def angles(self, newest: Tensor, first: Any, held: Tensor, attention: Any) -> Any:
-        """Cosines and sines for `held` tokens that follow one another.
-
-        `newest` are the positions of the step's own tokens, and `first` is where the held ones begin, counted from the
-        last of these.
-        """
+        """Cosines and sines for `held` tokens in a row from `first`, counted from the last of the step's `newest`."""
         if newest is not self.newest:
             self.newest, self.known = newest, {}
         kind = {"layer_type": attention.config.layer_types[attention.layer_idx]} if self.typed else {}
@@ -195,7 +191,13 @@ class LatentCache:
         self.attention.shared.rotation.check(kwargs_.get("position_ids"))
         _, first = self.cache.get_mask_sizes(length, layer_idx)
         first = first - self.cache.get_seq_length(layer_idx) - length + 1  # counted from the newest token
-        held, _ = self.cache.update(latent, latent[..., :0], layer_idx, *args, **kwargs)
+        quantised = isinstance(self.cache, QuantizedCache)  # then in halves: keys alone would leave it empty values
+        half, odd = divmod(latent.shape[-1], 2) if quantised else (latent.shape[-1], 0)
+        group = getattr(self.cache.layers[layer_idx], "q_group_size", 1) if quantised else 1
+        if group > 1 and (odd or half % group):
+            raise ValueError(f"groups of {group} do not divide {half + odd / 2:g} numbers; take other groups, or fp8")
+        held, rest = self.cache.update(latent[..., :half], latent[..., half:], layer_idx, *args, **kwargs)
+        held = torch.cat((held, rest), -1) if rest.shape[-1] else held
         if held.shape[-2] == length:
             return key, value  # there are no earlier tokens
         angles, newest = None, kwargs_.get("position_ids")
