@@ -321,14 +321,16 @@ def ceilings(kept: dict[str, Any], task: str, lang: str = "en") -> Iterator[str]
 
 
 def tying(kept: dict[str, Any], tasks: str, lang: str = "en") -> Iterator[str]:
-    """What Q = K costs against separate weights with the same options: relations by {encoder, decoder} × {no mask, mask}.
+    """What Q = K costs against separate weights with the same options: in encoder and decoder, without and with mask.
 
     `tasks` are the first parts of names that end in -encoder and -decoder.
     """
     words = WORDS[lang]
     cells = {(row["task"], row["design"]): row for row in kept["rows"]}
     masks = {"q=k,v": words["plain"], "q=k,v+selfmask": words["selfmask"]}
-    yield _line([words["task"], *(f"{words[kind]}, {mask}" for kind in ("encoder", "decoder") for mask in masks.values())])
+    yield _line(
+        [words["task"], *(f"{words[kind]}, {mask}" for kind in ("encoder", "decoder") for mask in masks.values())]
+    )
     yield _line(["---"] * 5)
     for task in tasks.split(";"):
         rows = [cells[f"{task}-{kind}", design] for kind in ("encoder", "decoder") for design in masks]
