@@ -410,7 +410,7 @@ def test_calibration_on_another_text_and_on_too_few_tokens(tmp_path: Path, text:
     whole = examine(folder, text=text, context=32, pieces=6)
     assert whole.data is not None
     assert whole.data.forecast["cosine"].iloc[1] != found.data.forecast["cosine"].iloc[1]
-    with pytest.raises(ValueError, match="is both the text and the calibration text"):
+    with pytest.raises(ValueError, match="is both read and calibrated on"):
         examine(folder, text=text, calibrate=text)
 
 

@@ -253,7 +253,7 @@ def test_a_text_that_cannot_be_used_gets_one_sentence(
 def test_other_bad_input_gets_one_sentence(llama: Path, text: Path, capsys: pytest.CaptureFixture[str]) -> None:
     refused(capsys, "config.json cannot be read as weights alone", str(llama / "config.json"))
     refused(capsys, "expected a context of at least 2 tokens and 2 pieces, not 128 and 1", str(llama), "--pieces", "1")
-    refused(capsys, "a calibration text needs a text to measure on", str(llama), "--calibrate", str(text))
+    refused(capsys, "something to calibrate on and nothing to measure on", str(llama), "--calibrate", str(text))
     refused(capsys, "has no tokenizer that can be used", str(llama), "--text", str(text))
     refused(capsys, "argument --per: unknown value 'row'", str(llama), "--per", "row")
 

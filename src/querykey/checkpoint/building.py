@@ -95,16 +95,28 @@ def implementations(attention: Callable[..., Any]) -> Iterator[None]:
     attentions = load("transformers.modeling_utils", "inspect").ALL_ATTENTION_FUNCTIONS
     masks = load("transformers.masking_utils", "inspect").ALL_MASK_ATTENTION_FUNCTIONS
     experts = load("transformers.integrations.moe", "inspect").ALL_EXPERTS_FUNCTIONS
-    logging = load("transformers", "inspect").logging
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # advice on masks and kernels does not apply: nothing is computed here
     attentions[NAME], masks[NAME] = attention, masks["eager"]
     experts[NAME] = lambda module, hidden, *_, **__: hidden.clone()
     try:
-        yield
+        with quietly():  # advice on masks and kernels does not apply: nothing is computed here
+            yield
     finally:
         del attentions[NAME], masks[NAME], experts[NAME]
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Without transformers' advice and its bars: what matters is an error."""
+    logging = load("transformers.utils.logging", "inspect")
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
         logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
 
 
 @contextmanager

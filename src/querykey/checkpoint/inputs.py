@@ -6,10 +6,10 @@ demands, and the smallest that it permits otherwise.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from inspect import Parameter, signature
 from math import prod
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from querykey.checkpoint.emission import PROBES, TOKENS
 
 TEXT = ("input_ids", "decoder_input_ids")
 ALTERNATIVES = ("inputs_embeds",)  # to other inputs
+Reads = Literal["text", "images"]
 
 
 def inputs_of(module: nn.Module, *, optional: bool) -> dict[str, Any]:
@@ -37,6 +38,43 @@ def inputs_of(module: nn.Module, *, optional: bool) -> dict[str, Any]:
     if "use_cache" in parameters or Parameter.VAR_KEYWORD in {p.kind for p in parameters.values()}:
         found["use_cache"] = False
     return found
+
+
+def towers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The model itself, then the models of transformers inside it, outermost first."""
+    for name, module in model.named_modules():
+        if not name or hasattr(module, "main_input_name"):
+            yield name, module
+
+
+def readers(model: nn.Module) -> dict[Reads, str]:
+    """The names of the outermost modules that run on text alone, and on images of one size alone.
+
+    A model with `get_text_features`, such as CLIP, needs both, and one part of it reads each.
+    """
+    found: dict[Reads, str] = {}
+    for name, tower in towers(model):
+        parameters = signature(tower.forward).parameters
+        if "input_ids" in parameters and not hasattr(tower, "get_text_features"):
+            found.setdefault("text", name)
+        elif "pixel_values" in parameters and "input_ids" not in parameters and _only_pixels(tower):
+            found.setdefault("images", name)
+    if not found and getattr(model, "main_input_name", "input_ids") == "input_ids":
+        found["text"] = ""  # code of a checkpoint that names no inputs
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False) and found.get("text"):
+        del found["text"]  # a decoder, whose encoder reads something else
+    return found
+
+
+def image_shape(config: Any) -> tuple[int, int, int]:
+    """Channels, height and width of an image."""
+    channels = _number(look_up(config, "num_channels", "in_channels", "in_chans", default=3))
+    return channels, *_size(config)
+
+
+def _only_pixels(tower: nn.Module) -> bool:
+    inputs = inputs_of(tower, optional=False)
+    return {*inputs} - {"use_cache"} == {"pixel_values"} and inputs["pixel_values"].dim() == 4
 
 
 def examples(value: Any) -> Any:
@@ -75,7 +113,7 @@ def _hidden(*names: str) -> Callable[[Any], Tensor]:
 
 def _image(config: Any) -> Tensor:
     """Pixels; of all patches where the model takes these, of tiles where it has them, of frames for videos."""
-    channels, (height, width) = look_up(config, "num_channels", "in_channels", "in_chans", default=3), _size(config)
+    channels, height, width = image_shape(config)
     if hasattr(config, "num_patches") and not hasattr(config, "image_size"):
         return _noise(PROBES, config.num_patches, channels * config.patch_size**2)
     if hasattr(config, "max_num_tiles"):

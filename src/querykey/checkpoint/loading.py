@@ -12,6 +12,7 @@ from torch import Tensor
 from querykey.checkpoint.adapter import Adapter
 from querykey.checkpoint.files import Source
 from querykey.checkpoint.gguf_file import Gguf
+from querykey.checkpoint.inputs import Reads
 from querykey.checkpoint.storage import Store
 from querykey.extras import load
 
@@ -20,7 +21,7 @@ from querykey.extras import load
 class Files:
     """The files of a checkpoint, to load the whole model from: `names` are the stored ones by what the model has.
 
-    `variant` and `adapter` are None if there is none.
+    `variant` and `adapter` are None if there is none. `readers` are the modules that run on text or on images alone.
     """
 
     source: Source
@@ -28,6 +29,7 @@ class Files:
     names: Mapping[str, str]
     variant: str | None
     adapter: Adapter | None
+    readers: Mapping[Reads, str]
 
     def load(self, config: Any, **options: Any) -> Any:
         """The whole model, with its head if it is a language model; `options` as `from_pretrained` takes them."""
@@ -40,13 +42,23 @@ class Files:
         """The tokenizer beside the weights, or in a GGUF file."""
         if isinstance(self.store, Gguf):
             options["gguf_file"] = self.source.only
+        return load("transformers", "inspect").AutoTokenizer.from_pretrained(**self._place(), **options)
+
+    def image_processor(self, **options: Any) -> Any:
+        """The image processor beside the weights; None if there is none."""
+        if not self.source.names & {"preprocessor_config.json", "processor_config.json"}:
+            return None
+        automatic = load("transformers", "inspect").AutoImageProcessor
+        return automatic.from_pretrained(**self._place(), backend="pil", **options)
+
+    def _place(self) -> dict[str, Any]:
         place = self.source.location
-        options["revision"] = self.source.revision if place == self.source.place else None
-        return load("transformers", "inspect").AutoTokenizer.from_pretrained(place, **options)
+        revision = self.source.revision if place == self.source.place else None
+        return {"pretrained_model_name_or_path": place, "revision": revision}
 
     def _load(self, config: Any, options: dict[str, Any]) -> Any:
-        kind, place = _auto_class(config), self.source.location
-        options["revision"] = self.source.revision if place == self.source.place else None
+        kind, place = _auto_class(config), self._place()
+        options["revision"] = place["revision"]
         if isinstance(self.store, Gguf):
             options["gguf_file"] = self.source.only
         elif self.source.only or any(name != stored for name, stored in self.names.items()):
@@ -55,7 +67,7 @@ class Files:
             )
         elif self.variant:
             options["variant"] = self.variant
-        return kind.from_pretrained(place, **options)
+        return kind.from_pretrained(**place | options)
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
         for name, stored in self.names.items():

@@ -20,7 +20,7 @@ from querykey.checkpoint.building import NAME, build, implementations, smaller, 
 from querykey.checkpoint.emission import PROBES, Emission, Emitter, Unknown
 from querykey.checkpoint.files import first_line
 from querykey.checkpoint.headmap import CheckpointError, HeadMap, ModelMap, Norm, Positions, Projection, Rotary
-from querykey.checkpoint.inputs import examples, inputs_of
+from querykey.checkpoint.inputs import examples, inputs_of, towers
 from querykey.checkpoint.own_attention import OwnAttention
 from querykey.checkpoint.rotation import rotates, rotation
 from querykey.checkpoint.tracing import MixedError, Tracer, UntraceableError, same
@@ -251,13 +251,6 @@ class Recorder:
     def map(self) -> ModelMap:
         """All that was found."""
         return ModelMap(tuple(self.layers.values()), tuple(self.skipped.items()), tuple(self.cross.values()))
-
-
-def towers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The model itself, then the models of transformers inside it, outermost first."""
-    for name, module in model.named_modules():
-        if not name or hasattr(module, "main_input_name"):
-            yield name, module
 
 
 def attention_modules(model: nn.Module) -> list[str]:

@@ -9,7 +9,7 @@ for layer in range(len(checkpoint.layers)):
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from querykey.checkpoint.adapter import CONFIG, open_adapter
 from querykey.checkpoint.files import Source, open_source
 from querykey.checkpoint.gguf_file import Gguf
 from querykey.checkpoint.headmap import CheckpointError, HeadMap, ModelMap
+from querykey.checkpoint.inputs import Reads, readers
 from querykey.checkpoint.loading import Files
 from querykey.checkpoint.names import Place, places, unwrapped
 from querykey.checkpoint.parameters import Parameters
@@ -82,7 +83,8 @@ def open_checkpoint(
     )
     changes = adapter.of(shapes, model.base_model_prefix) if adapter else None
     parameters = Parameters(store, found, shapes, getattr(config, "quantization_config", None), changes)
-    files = Files(whole, store, unwrapped(store.names, model.state_dict(), model.base_model_prefix), variant, adapter)
+    names = unwrapped(store.names, model.state_dict(), model.base_model_prefix)
+    files = Files(whole, store, names, variant, adapter, readers(model))
     return Checkpoint(source.place, source.revision, config, _present(model_map, parameters), parameters, files)
 
 
@@ -134,6 +136,19 @@ class Checkpoint:
         parameters = Parameters(known.store, known.places, known.shapes, known.quantization)
         found = ModelMap(self.layers, self.skipped, self.cross)
         return Checkpoint(files.source.place, files.source.revision, self.config, found, parameters, files)
+
+    def reader(self, reads: Reads) -> str:
+        """The name of the module that runs on text or on images alone; the whole model is "".
+
+        Raises CheckpointError if there is none.
+        """
+        found: Mapping[Reads, str] = self.files.readers if self.files else {}
+        if reads in found:
+            return found[reads]
+        kind = getattr(self.config, "model_type", self.place)
+        advice = {"text": "a text (text=, --text)", "images": "a folder of images (inputs=, --inputs)"}
+        instead = next((advice[other] for other in found), "neither, to inspect its weights alone")
+        raise CheckpointError(f"'{self.place}', a model of type '{kind}', does not read {reads}; give {instead}")
 
     @property
     def bytes_read(self) -> int:

@@ -6,8 +6,9 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
-from querykey.cli.options import add_command, add_format, output_folder, reading, whole_number
+from querykey.cli.options import add_command, add_format, add_options, described, given, output_folder, reading
 from querykey.extras import load, needs
+from querykey.inspection.options import Options
 from querykey.spelling import existing_or_repository
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ FORMATS = ("table", "csv", "json", "parquet")
 EXAMPLES = {
     "querykey inspect HuggingFaceTB/SmolLM2-135M": "W_Q and W_K of a model on the Hub",
     "querykey inspect ./model --text notes.txt --out report": "with the model run on a text, as a page",
+    "querykey inspect ./vit --inputs ./photos": "a vision model, run on a folder of images",
     "querykey inspect ./before ./after --per head --format csv": "two checkpoints, a row for each head",
 }
 
@@ -41,40 +43,13 @@ def add_to(commands: Any) -> None:
         metavar="DIR",
         help="write DIR/report.html, one page that needs nothing beside itself",
     )
-    parser.add_argument(
-        "--text", metavar="FILE", help="text for the model to read: how heads behave, what sharing costs"
-    )
-    parser.add_argument(
-        "--calibrate", metavar="FILE", help="another text to fit shared heads to (default: the first half of --text)"
-    )
-    parser.add_argument(
-        "--forecast",
-        choices=("none", "all", "layer", "head"),
-        default="all",
-        help="with a text, replace all heads at once (default), also each layer or each head, which takes longer",
-    )
-    parser.add_argument(
-        "--context", type=whole_number, default=128, metavar="N", help="tokens in a piece of text (default: 128)"
-    )
-    parser.add_argument(
-        "--pieces",
-        type=whole_number,
-        default=32,
-        metavar="N",
-        help="pieces of each text to read (default: 32)",
-    )
+    add_options(parser, Options, without=["layers"])
     parser.add_argument(
         "--layers",
         type=reading(numbers),
+        default=argparse.SUPPRESS,
         metavar="NUMBERS",
-        help="the model's own numbers of the layers to inspect and to replace, such as 0-5,8 (default: all)",
-    )
-    parser.add_argument(
-        "--device", default="cpu", metavar="NAME", help="what the model reads the text on, such as cuda (default: cpu)"
-    )
-    parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit, for repositories")
-    parser.add_argument(
-        "--trust-remote-code", action="store_true", help="run code that comes with a checkpoint (never done otherwise)"
+        help=described(Options)["layers"],
     )
 
 
@@ -122,22 +97,10 @@ def _examined(path: str, chosen: argparse.Namespace, told: Any) -> Inspection:
 
     load("transformers.utils.logging", "inspect").disable_progress_bar()  # ours is enough
     with Progress(told, "opening, libraries included") as progress:
-        found = examine(
-            path,
-            text=chosen.text,
-            calibrate=chosen.calibrate,
-            context=chosen.context,
-            forecast=chosen.forecast,
-            pieces=chosen.pieces,
-            layers=chosen.layers,
-            device=chosen.device,
-            revision=chosen.revision,
-            trust_remote_code=chosen.trust_remote_code,
-            watch=lambda step: progress(step.what, step.done, step.total),
-        )
+        found = examine(path, watch=lambda step: progress(step.what, step.done, step.total), **given(chosen, Options))
     whole = f"{decimal(found.bytes_read)} of {decimal(found.bytes_in_all)}"
     at = f" at {found.revision}" if found.revision else ""
-    also = ", and the whole model to run it on the text" if found.data else ""
+    also = f", and the whole model to run it on the {found.data.reads}" if found.data else ""
     told.print(f"{found.place}{at}: read {whole}{also}, in {found.seconds:.1f} s", markup=False)
     return found
 

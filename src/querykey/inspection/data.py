@@ -1,7 +1,7 @@
-"""What heads do on a text: measures in the metric of their own activations, their behaviour, and the forecast.
+"""What heads do on a text or on images: measures in the metric of their own activations, behaviour, and the forecast.
 
-Shared heads are fitted to the calibration text. All that is printed is measured on the other one: without a text of its
-own for calibration, that is the first half of the pieces and the second.
+Shared heads are fitted to one half of the pieces (of text, or images), and all that is printed is measured on the other
+one, or on inputs of another file or folder.
 """
 
 from __future__ import annotations
@@ -12,14 +12,16 @@ from typing import Any
 
 import pandas as pd
 import torch
-from jaxtyping import Int
 from torch import Tensor
 
 from querykey.bilinear import best_signed, best_tied, best_tied_rotary, null
+from querykey.checkpoint.inputs import Reads
 from querykey.inspection.behaviour import BEHAVIOUR, behaviour, blind, mean
-from querykey.inspection.forecast import REPLACEMENTS, Per, Yardstick, batches, each_layer, forecast, layers_run
+from querykey.inspection.forecast import REPLACEMENTS, Yardstick, batches, each_layer, forecast, layers_run
+from querykey.inspection.images import Images
 from querykey.inspection.measures import with_null
-from querykey.inspection.text import pieces
+from querykey.inspection.options import Per
+from querykey.inspection.text import Text
 from querykey.machine import one_thread
 from querykey.models.huggingface import HuggingFaceModel
 from querykey.models.moments import Moments
@@ -32,40 +34,21 @@ EFFECTS = ("cosine", "perplexity")
 MEASURED = 2  # the measures of a layer take about as long as two layers on one batch
 
 
-@dataclass(frozen=True)
-class Reading:
-    """Which text is read, and how: at most `pieces` pieces of `context` tokens each.
-
-    Without a `calibration` text the first half of the pieces is for calibration. `name` is what the text is called.
-    """
-
-    text: str
-    name: str = "the text"
-    calibration: str | None = None
-    context: int = 128
-    pieces: int = 32
-
-    def tokens(self, model: HuggingFaceModel) -> tuple[Int[Tensor, "pieces context"], Int[Tensor, "pieces context"]]:
-        """The pieces for calibration and those to measure on. Raises ValueError for a text that is too short."""
-        if self.calibration is not None:
-            first, second = (pieces(model, text, self.context, self.pieces) for text in (self.calibration, self.text))
-            return first, second
-        whole = pieces(model, self.text, self.context, self.pieces, least=2)
-        half = (len(whole) + 1) // 2
-        return whole[:half], whole[half:]
+Reading = Text | Images
 
 
 @dataclass(frozen=True, eq=False)
 class Data:
-    """What a text has shown: rows by ``module`` and ``head``, and the `forecast` table.
+    """What a text or images have shown: rows by ``module`` and ``head``, and the `forecast` table.
 
-    `calibrated_on` and `measured_on` are numbers of tokens, `context` those of a piece to measure on, `dimensions` the
-    largest number of dimensions that a fit has to tell apart, and `name` is that of the text.
+    `calibrated_on` and `measured_on` are numbers of tokens, `context` those of a piece of text or of an image,
+    `dimensions` the largest number of dimensions that a fit has to tell apart, and `name` that of the file or folder.
     """
 
     heads: pd.DataFrame
     forecast: pd.DataFrame
     name: str
+    reads: Reads
     context: int
     calibrated_on: int
     measured_on: int
@@ -76,10 +59,15 @@ class Data:
         """Whether the model is one that has a perplexity."""
         return bool(self.forecast["perplexity"].notna().any())
 
+    @property
+    def images(self) -> tuple[int, int]:
+        """The numbers of images, of those that were read, to fit to and to measure on."""
+        return self.calibrated_on // self.context, self.measured_on // self.context
 
-def on_text(model: HuggingFaceModel, reading: Reading, *, per: Per, window: int | None, watch: Watch) -> Data:
-    """Run the model on a text; see `Data`."""
-    calibration, measured = reading.tokens(model)
+
+def on_inputs(model: HuggingFaceModel, reading: Reading, *, per: Per, window: int | None, watch: Watch) -> Data:
+    """Run the model on a text or on images; see `Data`."""
+    calibration, measured = reading.halves(model)
     fitted, seen = _moments(model), _Seen(model)
     free = {number: moments for number, moments in fitted.items() if moments.layer.positions != "other"}
     steps, others, depth = batches(model, calibration), len(batches(model, measured)), len(model.layers)
@@ -88,11 +76,11 @@ def on_text(model: HuggingFaceModel, reading: Reading, *, per: Per, window: int 
 
     def fit_to(number: int, layer: LayerTrace) -> None:
         fitted[number].add(layer)
-        count("calibration text", 1)
+        count("calibration", 1)
 
     def read(number: int, layer: LayerTrace) -> None:
         seen.add(number, layer)
-        count("text", 1)
+        count(reading.reads, 1)
 
     for batch in steps:
         model.trace(batch, see=each_layer(model, fit_to))
@@ -102,13 +90,15 @@ def on_text(model: HuggingFaceModel, reading: Reading, *, per: Per, window: int 
         metric = _in_own_metric(moments, fitted[number], window) if number in free else {}
         columns = metric | seen.behaviour(number)
         frames.append(pd.DataFrame({"module": moments.layer.name, "head": range(moments.layer.query.heads), **columns}))
-        count("measures on the text", MEASURED)
+        count(f"measures on {reading.reads}", MEASURED)
     effects = forecast(yardstick, free, per=per, watch=lambda layers: count("replacements", others * layers))
     heads = pd.concat(frames, ignore_index=True)
     for scope in ("layer", "head"):
         heads = _with_effects(heads, effects, scope)
     dimensions = 2 * max(layer.query.size for layer in model.layers)
-    return Data(heads, effects, reading.name, measured.shape[1], calibration.numel(), measured.numel(), dimensions)
+    tokens, context = (model.tokens(half)[0] for half in (calibration, measured))
+    counts = context, len(calibration) * tokens, len(measured) * context
+    return Data(heads, effects, reading.name, reading.reads, *counts, dimensions)
 
 
 @dataclass
@@ -131,7 +121,7 @@ def _moments(model: HuggingFaceModel) -> dict[int, Moments]:
 
 
 class _Seen:
-    """Moments and behaviour of every layer on the text, by its number in the checkpoint."""
+    """Moments and behaviour of every layer, by its number in the checkpoint."""
 
     def __init__(self, model: HuggingFaceModel) -> None:
         self.model, self.moments = model, _moments(model)

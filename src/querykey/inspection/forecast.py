@@ -1,8 +1,9 @@
 """The forecast: what a model loses if heads are replaced by the closest ones that share weights.
 
-Nothing is trained. The replacements of `models.replacements` are fitted to some pieces of text, and the output of the
-model is compared on others. So a forecast is a lower bound of what a conversion with training can reach. Under rotary
-positions `key_value` costs time when the model runs: keys are made of the shared tensor before they are rotated.
+Nothing is trained. The replacements of `models.replacements` are fitted to some pieces of text, or to some images, and
+the output of the model is compared on others. So a forecast is a lower bound of what a conversion with training can
+reach. Under rotary positions `key_value` costs time when the model runs: keys are made of the shared tensor before they
+are rotated.
 """
 
 from __future__ import annotations
@@ -10,15 +11,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from jaxtyping import Int
 from torch import Tensor
 
-from querykey.models.huggingface import HuggingFaceModel
+from querykey.inspection.options import Per
+from querykey.models.huggingface import HuggingFaceModel, Inputs
 from querykey.models.intervention import Interventions
 from querykey.models.moments import Moments
 from querykey.models.replacements import Kind, Replacements
@@ -28,8 +29,6 @@ from querykey.models.trace import LayerTrace
 REPLACEMENTS: tuple[Kind, ...] = ("tied", "signed", "core", "key_value")
 COMPARISONS: tuple[Kind, ...] = ("copied", "uniform")
 TOKENS, LOGITS = 1024, 1 << 25  # numbers of them in one batch at most
-
-Per = Literal["none", "all", "layer", "head"]
 
 
 class Effect(NamedTuple):
@@ -46,13 +45,13 @@ class Effect(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class _Batch:
-    ids: Int[Tensor, "pieces length"]
+    inputs: Inputs
     hidden: Tensor
     start: Start
 
 
 class Yardstick:
-    """The output of a model as it is on some pieces of text, with which others are compared.
+    """The output of a model as it is on some pieces of text or images, with which others are compared.
 
     `see` gets the number in the checkpoint and the trace of each layer, as it has run on a batch.
     """
@@ -60,12 +59,12 @@ class Yardstick:
     def __init__(
         self,
         model: HuggingFaceModel,
-        ids: Int[Tensor, "pieces length"],
+        inputs: Inputs,
         see: Callable[[int, LayerTrace], None] = lambda number, layer: None,
     ) -> None:
         self.model, self.scored = model, False
         self._batches: list[_Batch] = []
-        for batch in batches(model, ids):
+        for batch in batches(model, inputs):
             trace, start = model.start(batch, each_layer(model, see))
             self.scored = model.causal and trace.logits is not None
             self._batches.append(_Batch(batch, trace.hidden, start))
@@ -74,13 +73,13 @@ class Yardstick:
         """The effect of these interventions."""
         cosines, pooled, losses = [], [], []
         for batch in self._batches:
-            found = self.model.output(batch.ids, interventions, batch.start, logits=self.scored)
+            found = self.model.output(batch.inputs, interventions, batch.start, logits=self.scored)
             cosines.append(F.cosine_similarity(found.hidden, batch.hidden, dim=-1).flatten())
             pooled.append(F.cosine_similarity(found.hidden.mean(1), batch.hidden.mean(1), dim=-1))
             if self.scored and found.logits is not None:
                 logits, following = (
                     found.logits[:, :-1].flatten(0, 1),
-                    batch.ids[:, 1:].flatten().to(found.logits.device),
+                    batch.inputs[:, 1:].flatten().to(found.logits.device),
                 )
                 losses.append(F.cross_entropy(logits, following, reduction="none"))
         perplexity = math.exp(torch.cat(losses).double().mean()) if losses else math.nan
@@ -93,10 +92,12 @@ def each_layer(model: HuggingFaceModel, see: Callable[[int, LayerTrace], None]) 
     return lambda layer: see(next(running), layer)
 
 
-def batches(model: HuggingFaceModel, ids: Int[Tensor, "pieces length"]) -> tuple[Tensor, ...]:
-    """The pieces in batches that fit into memory with the logits of all their tokens."""
-    vocabulary = int(model.model.config.get_text_config().vocab_size)
-    found: tuple[Tensor, ...] = ids.split(max(1, min(TOKENS, LOGITS // vocabulary) // ids.shape[1]))
+def batches(model: HuggingFaceModel, inputs: Inputs) -> tuple[Tensor, ...]:
+    """The pieces or images in batches that fit into memory with the logits of all their tokens."""
+    most = TOKENS
+    if model.reads == "text":
+        most = min(TOKENS, LOGITS // int(model.model.config.get_text_config().vocab_size))
+    found: tuple[Tensor, ...] = inputs.split(max(1, most // model.tokens(inputs)[1]))
     return found
 
 

@@ -8,7 +8,7 @@ heads.groupby("layer")[["symmetry", "tied_share"]].median()
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,10 +21,11 @@ from torch import nn
 from querykey.checkpoint import Checkpoint, open_checkpoint, open_module
 from querykey.checkpoint.files import first_line
 from querykey.inspection.changes import changes
-from querykey.inspection.data import Data, Reading, on_text
-from querykey.inspection.forecast import Per
+from querykey.inspection.data import Data, Reading, on_inputs
+from querykey.inspection.images import Images
 from querykey.inspection.measures import Nulls, Spectrum, measure_cross, measure_layer
-from querykey.inspection.text import read_text
+from querykey.inspection.options import CONTEXT, Options
+from querykey.inspection.text import Text, read_text
 from querykey.models.huggingface import open_model
 
 
@@ -44,7 +45,7 @@ class Inspection:
     """All that was found in one checkpoint: a row of `heads` for every head, and one of `spectra` for each of them.
 
     `random` is the spectrum of a random head of every shape (dim, head_dim) that there is, and `skipped` names the
-    layers that could not be followed, each with the reason. `data` is what a text has shown, if there was one. `base`
+    layers that could not be followed, each with the reason. `data` is what a text or images have shown, if any. `base`
     is where the base of an adapter is.
     """
 
@@ -68,37 +69,14 @@ class Inspection:
         return "/".join(Path(self.place).parts[-2:])
 
 
-def inspect(
-    model: str | Path | nn.Module,
-    *,
-    inputs: dict[str, Any] | None = None,
-    text: str | Path | None = None,
-    calibrate: str | Path | None = None,
-    forecast: Per = "all",
-    context: int = Reading.context,
-    pieces: int = Reading.pieces,
-    layers: Collection[int] | None = None,
-    device: str = "cpu",
-    revision: str | None = None,
-    trust_remote_code: bool = False,
-) -> pd.DataFrame:
+def inspect(model: str | Path | nn.Module, **options: Any) -> pd.DataFrame:
     """What the heads of a trained checkpoint do with W_Q and W_K: one row per head.
 
     Args:
         model: a folder with config.json and safetensors or pytorch_model.bin, or a repository on the Hub, of which only
             the bytes that are needed are read; or a module in memory.
-        inputs: of the `forward` of a module in memory that is not a model of transformers: a batch, by name.
-        text: a file of text for the model to read; adds columns on how heads behave and what sharing costs.
-        calibrate: another file of text, to fit shared heads to; without it, the first half of `text` is for that, and
-            only the second half is measured on.
-        forecast: with a text, replace all heads at once ("all"), also layer by layer or head by head, which takes
-            longer, or nothing ("none").
-        context: tokens in a piece of text.
-        pieces: how many pieces of each text the model reads.
-        layers: the model's own numbers of the layers to inspect and to replace; None for all.
-        device: what the model reads the text on, such as "cuda".
-        revision: branch, tag or commit of a repository.
-        trust_remote_code: run code that the checkpoint brings along; without it such a checkpoint is refused.
+        options: fields of `Options`, such as ``text="notes.txt"``, ``forecast="layer"`` or ``layers=[0, 1]``. A module
+            in memory that is not a model of transformers takes ``inputs``: a batch for its `forward`, by name.
 
     Returns:
         Columns ``layer``, ``head``, ``kv_head``, then every measure of `BilinearForm` with its null: ``symmetry``,
@@ -106,59 +84,26 @@ def inspect(
         every model; ``symmetry_rotary``, ``tied_share_rotary`` and ``distance_rotary`` are the distance-aware ones, NaN
         for heads whose positions do not rotate. Biases stay out of all of them: ``query_bias`` and ``key_bias`` are
         their norms, ``bias_share`` is their part of the scores. ``qk_norm`` says that a normalisation of queries or
-        keys is folded in, but for its division by the rms. With a text also ``symmetry_data``, ``tied_share_data`` and
-        so on, in the metric of the head's own queries and keys; ``key_only_share``; ``entropy``, ``self_mass`` and the
-        others of `behaviour`; and ``layer_cosine_tied`` …, or ``cosine_tied`` …, of `forecast`. For a folder with a
-        LoRA adapter all that is of its base with the adapter, and ``change``, ``change_symmetry`` and so on are of what
-        the adapter changes in W_Q W_Kᵀ.
+        keys is folded in, but for its division by the rms. With a text or images also ``symmetry_data``,
+        ``tied_share_data`` and so on, in the metric of the head's own queries and keys; ``key_only_share``;
+        ``entropy``, ``self_mass`` and the others of `behaviour`; and ``layer_cosine_tied`` …, or ``cosine_tied`` …, of
+        `forecast`. For a folder with a LoRA adapter all that is of its base with the adapter, and ``change``,
+        ``change_symmetry`` and so on are of what the adapter changes in W_Q W_Kᵀ.
 
     Raises:
-        ValueError: for a checkpoint that is damaged, unknown, or has no head that can be followed; for a text that is
-            not there, no text, or too short.
+        ValueError: for a checkpoint that is damaged, unknown, or has no head that can be followed; for options that
+            exclude each other; for a text or images that are not there, damaged, too few, or not what the model reads.
         MissingExtra: where the extra ``inspect`` is not installed.
     """
-    found = examine(
-        model,
-        inputs=inputs,
-        text=text,
-        calibrate=calibrate,
-        forecast=forecast,
-        context=context,
-        pieces=pieces,
-        layers=layers,
-        device=device,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
-    )
-    return found.heads
+    return examine(model, **options).heads
 
 
-def examine(
-    model: str | Path | nn.Module,
-    *,
-    inputs: dict[str, Any] | None = None,
-    text: str | Path | None = None,
-    calibrate: str | Path | None = None,
-    forecast: Per = "all",
-    context: int = Reading.context,
-    pieces: int = Reading.pieces,
-    layers: Collection[int] | None = None,
-    device: str = "cpu",
-    revision: str | None = None,
-    trust_remote_code: bool = False,
-    watch: Watch = lambda _: None,
-) -> Inspection:
+def examine(model: str | Path | nn.Module, *, watch: Watch = lambda _: None, **options: Any) -> Inspection:
     """As `inspect`, with spectra and the circumstances; `watch` is called after each step."""
-    start = time.perf_counter()
-    if isinstance(model, nn.Module) and text is not None:
-        raise ValueError("a module in memory has no tokenizer; save it with one, and give the folder to read a text")
-    _check(device)
-    reading = _reading(text, calibrate, context, pieces)
-    if isinstance(model, nn.Module):
-        checkpoint = open_module(model, inputs)
-    else:
-        checkpoint = open_checkpoint(model, revision, trust_remote_code)
-    checkpoint = checkpoint if layers is None else checkpoint.only(layers)
+    start, asked = time.perf_counter(), Options(**options)
+    _check(asked.device)
+    checkpoint, reading = _opened(model, asked)
+    checkpoint = checkpoint if asked.layers is None else checkpoint.only(asked.layers)
     nulls, window = Nulls(), _window(checkpoint)
     frames: list[pd.DataFrame] = []
     spectra: list[tuple[np.ndarray, np.ndarray]] = []
@@ -176,8 +121,9 @@ def examine(
     data = None
     if reading is not None:
         watch(Progress("loading the model", 0, 1))
-        running = open_model(checkpoint, trust_remote_code=trust_remote_code, device=device)
-        data = on_text(running, reading, per=forecast, window=window, watch=lambda *step: watch(Progress(*step)))
+        running = open_model(checkpoint, None, asked.trust_remote_code, device=asked.device, reads=reading.reads)
+        steps = {"watch": lambda *step: watch(Progress(*step))}
+        data = on_inputs(running, reading, per=asked.forecast, window=window, **steps)
         heads = heads.merge(data.heads, on=["module", "head"], how="left")
     shapes = set(zip(heads["dim"], heads["head_dim"], strict=True))
     return Inspection(
@@ -205,19 +151,34 @@ def _check(device: str) -> None:
         raise ValueError(f"there is no device {device!r} here ({first_line(error)}); give cpu, cuda or mps") from None
 
 
-def _reading(text: str | Path | None, calibrate: str | Path | None, context: int, pieces: int) -> Reading | None:
-    """What to read of which texts; None without a text."""
-    least = 2 if calibrate is None else 1
-    if context < 2 or pieces < least:
-        raise ValueError(f"expected a context of at least 2 tokens and {least} pieces, not {context} and {pieces}")
-    if text is None:
-        if calibrate is not None:
-            raise ValueError("a calibration text needs a text to measure on; give both")
+def _opened(model: str | Path | nn.Module, asked: Options) -> tuple[Checkpoint, Reading | None]:
+    """The checkpoint, and what the model is to read, if anything; both have been checked, so that errors are early."""
+    if isinstance(model, nn.Module):
+        if asked.text is not None:
+            raise ValueError(
+                "a module in memory has no tokenizer; save it with one and give the folder, to read a text"
+            )
+        if not isinstance(asked.inputs, Mapping | None):
+            raise ValueError("a module in memory takes a batch by name; save it and give the folder, to read images")
+        return open_module(model, None if asked.inputs is None else dict(asked.inputs)), None
+    reading = _reading(asked)
+    checkpoint = open_checkpoint(model, asked.revision, asked.trust_remote_code)
+    if reading is not None:
+        reading.check(checkpoint)
+    return checkpoint, reading
+
+
+def _reading(asked: Options) -> Reading | None:
+    """What to read of which text or images; None without them."""
+    if isinstance(asked.inputs, Mapping):
+        raise ValueError("a batch by name is for a module in memory; a checkpoint takes a folder of images as inputs")
+    if asked.inputs is not None:
+        return Images(asked.inputs, asked.calibrate, asked.pieces)
+    if asked.text is None:
         return None
-    if calibrate is not None and Path(text).resolve() == Path(calibrate).resolve():
-        raise ValueError(f"{text} is both the text and the calibration text; give two files, or the text alone")
-    fit_to = None if calibrate is None else read_text(calibrate)
-    return Reading(read_text(text), Path(text).name, fit_to, context, pieces)
+    fit_to = None if asked.calibrate is None else read_text(asked.calibrate)
+    context = CONTEXT if asked.context is None else asked.context
+    return Text(read_text(asked.text), Path(asked.text).name, fit_to, context, asked.pieces)
 
 
 def _window(checkpoint: Checkpoint) -> int | None:

@@ -72,6 +72,7 @@ def as_html(inspections: Sequence[Inspection]) -> str:
             checkpoints=[_checkpoint(inspection) for inspection in inspections],
             maps=_shown(ON_WEIGHTS, inspections),
             on_text=_shown((*ON_TEXT, *ALONE), inspections),
+            heading=" and ".join(dict.fromkeys(f"On the {one.data.reads}" for one in inspections if one.data)),
             compared=tables.side_table(*inspections) if len(inspections) == 2 else None,
             data=data.replace("<", "\\u003c"),
             kept=KEPT,

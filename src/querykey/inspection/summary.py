@@ -122,7 +122,7 @@ def on_changes(heads: pd.DataFrame) -> str:
 
 
 def on_data(heads: pd.DataFrame, data: Data) -> list[str]:
-    """What was measured on the text: sharing in the heads' own metric, cycles, and the forecast."""
+    """What was measured on the text or images: sharing in the heads' own metric, cycles, and the forecast."""
     found = [on_reading(data), on_unread(heads, data)]
     if "tied_share_data" in heads:
         tied = measure(heads, "tied_share_data").dropna(subset="value")
@@ -143,14 +143,14 @@ def on_data(heads: pd.DataFrame, data: Data) -> list[str]:
 
 
 def on_unread(heads: pd.DataFrame, data: Data) -> str:
-    """Which layers the text does not reach."""
+    """Which layers the text or images do not reach."""
     names = layer_names(heads)
     missing = [name for module, name in names.items() if module not in set(data.heads["module"])]
     if not missing:
         return ""
     first = ", ".join(missing[:4]) + (", …" if len(missing) > 4 else "")
     return (
-        f"The text runs through {len(names) - len(missing)} of {plural(len(names), 'layer')} of self-attention; "
+        f"The {'text runs' if data.reads == 'text' else 'images run'} through {len(names) - len(missing)} of {plural(len(names), 'layer')} of self-attention; "
         f"nothing is measured or replaced in the others ({first})."
     )
 
@@ -161,6 +161,12 @@ def on_reading(data: Data) -> str:
         f"Shared heads are fitted to {data.calibrated_on:,} tokens and measured on {data.measured_on:,} others, of "
         f"{data.name}, in pieces of {data.context}."
     )
+    if data.reads == "images":
+        fitted, measured = data.images
+        sentence = (
+            f"Shared heads are fitted to {plural(fitted, 'image')} ({data.calibrated_on:,} tokens) and measured on "
+            f"{measured:,} others ({data.measured_on:,} tokens), of {data.name}."
+        )
     if data.calibrated_on >= FEWEST * data.dimensions:
         return sentence
     return (

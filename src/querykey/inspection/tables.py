@@ -14,7 +14,7 @@ from querykey.inspection.columns import FORECAST, RANDOM, Measure, described, sh
 from querykey.inspection.data import Data
 from querykey.inspection.inspect import Inspection
 from querykey.inspection.names import layer_names
-from querykey.report.numbers import number, perplexity
+from querykey.report.numbers import number, perplexity, plural
 from querykey.report.table import Cell, Column, Table
 
 Per = Literal["layer", "head"]
@@ -141,6 +141,8 @@ def forecast_table(data: Data, names: Mapping[str, str]) -> Table:
         rows.append([what, *(effects[""] if scope == "none" else effects[kind] for kind in FORECAST)])
     below = ", and its perplexity" if data.perplexity else ""
     on = f"{data.measured_on:,} tokens of {data.name}, context {data.context}"
+    if data.reads == "images":
+        on = f"{plural(data.images[1], 'image')} of {data.name}"
     caption = f"Heads that share weights, untrained: cosine of the output to the original{below}, on {on}"
     return Table([Column("replaced", "left"), *map(Column, FORECAST.values())], rows, caption)
 

@@ -22,7 +22,7 @@ def print_tables(inspections: Sequence[Inspection], per: Per, console: Console) 
         if inspection.base is not None:
             found.append(_heads(inspection, CHANGES, per, "What the adapter changes"))
         if inspection.data is not None:
-            found.append(_heads(inspection, BEHAVIOUR, per, "On the text"))
+            found.append(_heads(inspection, BEHAVIOUR, per, f"On the {inspection.data.reads}"))
             found.append(tables.forecast_table(inspection.data, layer_names(inspection.heads)))
         for table in found:
             console.print(table)

@@ -3,18 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from querykey.checkpoint import Checkpoint
+from querykey.checkpoint.inputs import Reads
+from querykey.inspection.options import CONTEXT, PIECES
 from querykey.models.huggingface import HuggingFaceModel
 from querykey.tasks.encoding import as_utf8
 
 CHARACTERS = 8  # read for each token that is wanted, of texts that are far longer
 SHORTEST = 16  # tokens of a piece
+
+
+@dataclass(frozen=True)
+class Text:
+    """Which text is read, and how: at most `pieces` pieces of `context` tokens each.
+
+    Without a `calibration` text the first half of the pieces is for calibration. `name` is what the text is called.
+    """
+
+    text: str
+    name: str = "the text"
+    calibration: str | None = None
+    context: int = CONTEXT
+    pieces: int = PIECES
+    reads: ClassVar[Reads] = "text"
+
+    def check(self, checkpoint: Checkpoint) -> None:
+        """Raises ValueError if the model reads no text."""
+        checkpoint.reader("text")
+
+    def halves(self, model: HuggingFaceModel) -> tuple[Int[Tensor, "pieces length"], Int[Tensor, "pieces length"]]:
+        """The pieces for calibration and those to measure on. Raises ValueError for a text that is too short."""
+        if self.calibration is not None:
+            first, second = (pieces(model, text, self.context, self.pieces) for text in (self.calibration, self.text))
+            return first, second
+        whole = pieces(model, self.text, self.context, self.pieces, least=2)
+        half = (len(whole) + 1) // 2
+        return whole[:half], whole[half:]
 
 
 def read_text(path: str | Path) -> str:

@@ -1,9 +1,11 @@
-"""Traces of a trained transformers model on text, and interventions in it.
+"""Traces of a trained transformers model on text or on images, and interventions in it.
 
 model = open_model("a/folder or repository")
 ids, tokens = model.encode("The cat sat on the mat.")
 trace = model.trace(ids)                    # trace.layers[2].weights[0, 5]: head 5 of layer 2
 tied = model.trace(ids, {(2, 5): Intervention(key=lambda given: given.query)})
+seeing = open_model("a/vision transformer", reads="images")
+trace = seeing.trace(pixels)                # (batch, channels, height, width)
 
 The model computes everything itself except the attention function of each layer, which is `trace.attend`. Opening runs
 a few tokens with it and with the model's own attention, and refuses a model where the two differ.
@@ -12,30 +14,31 @@ a few tokens with it and with the model's own attention, and refuses a model whe
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Num
 from torch import Tensor, nn
 
 from querykey.attention import reference
 from querykey.checkpoint import Checkpoint, CheckpointError, HeadMap, open_checkpoint
-from querykey.extras import load
+from querykey.checkpoint.building import quietly
+from querykey.checkpoint.inputs import Reads, inputs_of
 from querykey.models import intervention
 from querykey.models.interface import attention_function
 from querykey.models.intervention import Intervention, Interventions
-from querykey.models.resume import Counter, Start, find_blocks
+from querykey.models.resume import Counter, Pass, Start, find_blocks
 from querykey.models.trace import Formula, LayerTrace, Trace, attend, forwards
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 NAME = "querykey_trace"
+Inputs = Num[Tensor, "batch *shape"]
+"""Ids of tokens (batch, length), or pixels (batch, channels, height, width)."""
 LOCK = threading.RLock()  # transformers has one table of attention functions
 BY_ITSELF = "it computes its attention by itself, and not by transformers' attention functions"
 
@@ -46,16 +49,19 @@ def open_model(
     trust_remote_code: bool = False,
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
+    reads: Reads = "text",
 ) -> HuggingFaceModel:
-    """Load the whole model of an open checkpoint, of a folder or of a repository on the Hub, to run it on text.
+    """Load the whole model of an open checkpoint, of a folder or of a repository on the Hub, to run it.
 
-    Of a model with encoder and decoder, the encoder. Raises CheckpointError, a ValueError, as `open_checkpoint` does,
-    and where the model computes its attention in a way that cannot be traced.
+    On text or on images, the part of the model runs that reads these alone: of CLIP one tower, and of a model with
+    encoder and decoder the encoder. Raises CheckpointError, a ValueError, as `open_checkpoint` does, and where the
+    model reads something else or computes its attention in a way that cannot be traced.
     """
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = open_checkpoint(checkpoint, revision, trust_remote_code)
+    checkpoint.reader(reads)
     assert checkpoint.files is not None  # open_checkpoint gives some
-    with LOCK, _quietly(), attention_function(NAME, lambda *_, **__: None):
+    with LOCK, quietly(), attention_function(NAME, lambda *_, **__: None):
         try:
             model = checkpoint.files.load(
                 checkpoint.config,
@@ -65,7 +71,7 @@ def open_model(
                 experts_implementation="eager",
             )
             model = model.to(device).eval().requires_grad_(False)
-            return HuggingFaceModel(checkpoint, model, trust_remote_code)
+            return HuggingFaceModel(checkpoint, model, trust_remote_code, reads)
         except CheckpointError:
             raise
         except Exception as error:  # the library raises what it likes
@@ -74,41 +80,28 @@ def open_model(
             raise CheckpointError(_untraceable(checkpoint, BY_ITSELF if unknown else why)) from error
 
 
-@dataclass(eq=False)
-class _Pass:
-    """One forward pass: its interventions, which blocks it runs, and what has been recorded."""
-
-    interventions: Interventions = field(default_factory=dict)
-    blocks: Counter | None = None
-    see: Callable[[LayerTrace], None] = lambda layer: None
-    layer: int = 0  # that runs next
-    x: Tensor | None = None  # the input of the attention module that runs
-    hidden: Tensor | None = None
-    logits: Tensor | None = None
-    names: list[str] = field(default_factory=list)
-    layers: list[LayerTrace] = field(default_factory=list)
-
-    @property
-    def trace(self) -> Trace:
-        assert self.hidden is not None
-        return Trace(self.hidden, self.logits, tuple(self.layers))
-
-
 class HuggingFaceModel:
     """A transformers model as a `TracedModel`; layers that share weights stand in `layers` as often as they run."""
 
-    def __init__(self, checkpoint: Checkpoint, model: PreTrainedModel, trust_remote_code: bool = False) -> None:
-        self.checkpoint, self.model = checkpoint, model
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        model: PreTrainedModel,
+        trust_remote_code: bool = False,
+        reads: Reads = "text",
+    ) -> None:
+        self.checkpoint, self.model, self.reads = checkpoint, model, reads
         self._trust = trust_remote_code
         self._base = getattr(model, model.base_model_prefix, model)
-        two_halves = bool(model.config.is_encoder_decoder)
-        self._stack = self._base.get_encoder() if two_halves else self._base
-        self._whole = self._stack if two_halves else model
-        self._options = {} if two_halves else {"use_cache": False}
+        part: Any = self._base.get_submodule(checkpoint.reader(reads))
+        two_halves = reads == "text" and bool(part.config.is_encoder_decoder)
+        self._stack = part.get_encoder() if two_halves else part
+        self._whole = model if self._stack is self._base else self._stack
+        self._options = {"use_cache": False} if reads == "text" and not two_halves else {}
         self._numbers = {layer.name: number for number, layer in enumerate(checkpoint.layers)}
         self._names = {module: name for name, module in self._base.named_modules() if name in self._numbers}
         self._blocks = find_blocks(self._base, self._names.values())
-        self._now = _Pass()
+        self._now = Pass()
         self.layers: tuple[HeadMap, ...] = ()
         for module in self._names:
             module.register_forward_pre_hook(self._keep_input, with_kwargs=True)
@@ -166,46 +159,53 @@ class HuggingFaceModel:
 
     def trace(
         self,
-        ids: Int[Tensor, "batch length"],
+        inputs: Inputs,
         interventions: Interventions | None = None,
         attention_mask: Int[Tensor, "batch length"] | None = None,
         *,
         see: Callable[[LayerTrace], None] | None = None,
     ) -> Trace:
-        """The forward pass on these tokens, with interventions; see `TracedModel`.
+        """The forward pass on these tokens or pixels, with interventions; see `TracedModel`.
 
         `attention_mask` is 0 where a text has been padded, at its end.
         """
-        now = _Pass(interventions or {})
+        now = Pass(interventions or {})
         now.see = see or now.layers.append
-        return self._run(now, ids, attention_mask).trace
+        return self._run(now, inputs, attention_mask).trace
 
-    def start(
-        self, ids: Int[Tensor, "batch length"], see: Callable[[LayerTrace], None] | None = None
-    ) -> tuple[Trace, Start]:
-        """As `trace` without interventions, and what other passes on these tokens can start from."""
+    def start(self, inputs: Inputs, see: Callable[[LayerTrace], None] | None = None) -> tuple[Trace, Start]:
+        """As `trace` without interventions, and what other passes on these inputs can start from."""
         blocks = Counter(Start(), self._blocks)
-        now = _Pass(blocks=blocks)
+        now = Pass(blocks=blocks)
         now.see = see or now.layers.append
-        return self._run(now, ids).trace, blocks.start
+        return self._run(now, inputs).trace, blocks.start
 
-    def output(
-        self, ids: Int[Tensor, "batch length"], interventions: Interventions, start: Start, logits: bool = True
-    ) -> Trace:
+    def output(self, inputs: Inputs, interventions: Interventions, start: Start, logits: bool = True) -> Trace:
         """As `trace`, without its `layers`, and without logits unless they are asked for.
 
-        `start` is from the same tokens: the pass begins in the first block that has an intervention.
+        `start` is from the same inputs: the pass begins in the first block that has an intervention.
         """
         blocks = Counter(start, self._blocks, min((layer for layer, _ in interventions), default=len(self.layers)))
-        now = _Pass(interventions, blocks, layer=blocks.layers_skipped)
-        return self._run(now, ids, logits=logits).trace
+        now = Pass(interventions, blocks, layer=blocks.layers_skipped)
+        return self._run(now, inputs, logits=logits).trace
+
+    def tokens(self, inputs: Inputs) -> tuple[int, int]:
+        """The numbers of tokens of one example in the layers that have the fewest and the most."""
+        if self.reads == "text":
+            return inputs.shape[1], inputs.shape[1]
+        counts = [layer.x.shape[:-1].numel() for layer in self.trace(inputs[:1]).layers]
+        return min(counts), max(counts)
 
     # While the model runs
 
-    def _run(self, now: _Pass, ids: Tensor, mask: Tensor | None = None, logits: bool = True) -> _Pass:
+    def _run(self, now: Pass, inputs: Tensor, mask: Tensor | None = None, logits: bool = True) -> Pass:
         intervention.check(now.interventions, self.layers)
-        model, ids = self._whole if logits else self._stack, ids.to(self.model.device)
-        mask = torch.ones_like(ids) if mask is None else mask.to(ids.device)
+        model, inputs = self._whole if logits else self._stack, inputs.to(self.model.device)
+        if self.reads == "text":
+            mask = torch.ones_like(inputs) if mask is None else mask.to(inputs.device)
+            given = {"input_ids": inputs, "attention_mask": mask}
+        else:
+            given = {"pixel_values": inputs.to(self.model.dtype)}
         with (
             LOCK,
             attention_function(NAME, self._attend),
@@ -213,8 +213,8 @@ class HuggingFaceModel:
             torch.no_grad(),
         ):
             self._now = now
-            out = model(input_ids=ids, attention_mask=mask, return_dict=True, **self._options)
-            self._now = _Pass()  # so that nothing keeps the trace but its user
+            out = model(**given, return_dict=True, **self._options)
+            self._now = Pass()  # so that nothing keeps the trace but its user
         now.logits = out.get("logits")
         return now
 
@@ -269,11 +269,12 @@ class HuggingFaceModel:
 
         Raises CheckpointError if the output differs from that with the model's own attention.
         """
-        size = int(self.model.config.get_text_config().vocab_size)
-        ids = torch.arange(5, 12)[None] % size
-        first, later = self._run(_Pass(), ids), self._run(_Pass(), torch.cat([ids[:, :-1], ids[:, :1]], 1))
+        inputs = self._sample()
+        other = inputs.clone()
+        other[..., -1:] = inputs[..., :1]  # the last token, or the pixels on the right
+        first, later = self._run(Pass(), inputs), self._run(Pass(), other)
         self.model.set_attn_implementation("eager")
-        own = self._run(_Pass(), ids)
+        own = self._run(Pass(), inputs)
         self.model.set_attn_implementation(NAME)
         hidden, expected, changed = (one.trace.hidden for one in (first, own, later))
         if not first.names or not torch.allclose(hidden, expected, rtol=1e-3, atol=1e-3 * float(expected.std())):
@@ -281,12 +282,18 @@ class HuggingFaceModel:
         causal = torch.allclose(changed[:, :-1], hidden[:, :-1], rtol=0, atol=1e-5 * float(hidden.std()))
         return tuple(self.checkpoint.layers[self._numbers[name]] for name in first.names), causal
 
+    def _sample(self) -> Tensor:
+        if self.reads == "text":
+            return torch.arange(5, 12)[None] % int(self.model.config.get_text_config().vocab_size)
+        pixels: Tensor = inputs_of(self._stack, optional=False)["pixel_values"][:1]
+        return pixels
+
     def _resumes(self) -> bool:
         """Whether a pass that starts in the last block gives what the whole pass gives."""
-        ids = torch.arange(5, 12)[None] % int(self.model.config.get_text_config().vocab_size)
-        trace, start = self.start(ids)
+        inputs = self._sample()
+        trace, start = self.start(inputs)
         try:
-            found = self.output(ids, {(len(self.layers) - 1, None): Intervention()}, start, logits=False).hidden
+            found = self.output(inputs, {(len(self.layers) - 1, None): Intervention()}, start, logits=False).hidden
         except Exception:  # a block may need what an earlier one leaves behind
             return False
         return torch.equal(found, trace.hidden)
@@ -301,18 +308,3 @@ class HuggingFaceModel:
 def _untraceable(checkpoint: Checkpoint, why: str) -> str:
     kind = checkpoint.config.model_type
     return f"'{checkpoint.place}', a model of type '{kind}', cannot be traced: {why}"
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Without transformers' advice and its bars: what matters is an error."""
-    logging = load("transformers.utils.logging", "inspect")
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()

@@ -10,7 +10,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+
+from querykey.models.intervention import Interventions
+from querykey.models.trace import LayerTrace, Trace
 
 
 @dataclass(eq=False)
@@ -57,6 +60,27 @@ class Counter:
             return output
 
         return run
+
+
+@dataclass(eq=False)
+class Pass:
+    """One forward pass of a model: its interventions, which blocks it runs, and what has been recorded."""
+
+    interventions: Interventions = field(default_factory=dict)
+    blocks: Counter | None = None
+    see: Callable[[LayerTrace], None] = lambda layer: None
+    layer: int = 0  # that runs next
+    x: Tensor | None = None  # the input of the attention module that runs
+    hidden: Tensor | None = None
+    logits: Tensor | None = None
+    names: list[str] = field(default_factory=list)
+    layers: list[LayerTrace] = field(default_factory=list)
+
+    @property
+    def trace(self) -> Trace:
+        """What has been recorded."""
+        assert self.hidden is not None
+        return Trace(self.hidden, self.logits, tuple(self.layers))
 
 
 def find_blocks(model: nn.Module, attentions: Iterable[str]) -> list[nn.Module]:
