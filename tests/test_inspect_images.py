@@ -1,4 +1,4 @@
-"""Vision models on a folder of images: what heads do on them and what sharing costs, against the library's own model."""
+"""Vision models on images: what heads do on them and what sharing costs, against the library's own model."""
 
 from __future__ import annotations
 
