@@ -151,8 +151,8 @@ def on_unread(heads: pd.DataFrame, data: Data) -> str:
     first = ", ".join(missing[:4]) + (", …" if len(missing) > 4 else "")
     what = "text runs" if data.reads == "text" else "images run"
     return (
-        f"The {what} through {len(names) - len(missing)} of {plural(len(names), 'layer')} of self-attention; nothing is "
-        f"measured or replaced in the others ({first})."
+        f"The {what} through {len(names) - len(missing)} of {plural(len(names), 'layer')} of self-attention; nothing "
+        f"is measured or replaced in the others ({first})."
     )
 
 
