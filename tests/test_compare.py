@@ -171,13 +171,13 @@ def test_each_design_gets_the_learning_rate_that_is_best_on_validation(tmp_path,
                 yield cell, Outcome("finished", {"test": 1 - validation, "validation": validation}, {}, 0.0)
 
     monkeypatch.setattr(engines, "run_local", made_up)
-    tasks = {"cycle": {}, "shift": {"tune_seeds": 1}}
-    plan = from_mapping({"designs": ["q,k,v", "q=k,v"], "tasks": tasks, "seeds": 2}, "tuned")
-    result = querykey.compare(plan, out=tmp_path, tune=[0.01, 0.1, 1.0])
+    tasks = {"cycle": {}, "shift": {"tune_seeds": 1, "tune": [0.01, 0.1]}}
+    plan = from_mapping({"designs": ["q,k,v", "q=k,v"], "tasks": tasks, "seeds": 2, "tune": [0.01, 0.1, 1.0]}, "tuned")
+    result = querykey.compare(plan, out=tmp_path)
     rates = dict(zip(result.cells["design"], result.cells["config.lr"], strict=True))
     assert rates == best
     assert sorted(result.cells["seed"]) == 4 * [0] + 4 * [1]
-    kept = 2 * 4 + 2 * 3 * (3 + 1)  # the tuning's own seeds are kept too, and not reported
+    kept = 2 * 4 + 2 * (3 * 3 + 2)  # the tuning's own seeds are kept too, and not reported
     assert len(lasting(tmp_path)) == kept
 
 

@@ -88,6 +88,8 @@ def adjust(plan: Plan, **changes: Any) -> Plan:
         replaced = [dataclasses.replace(choice, designs=None) for choice in replaced]
     if options.seeds is not None:  # one number for all tasks
         replaced = [dataclasses.replace(choice, seeds=None) for choice in replaced]
+    if options.tune is not None:
+        replaced = [dataclasses.replace(choice, tune=()) for choice in replaced]
     seeds = options.most_seeds if options.seeds == "auto" else options.seeds
     return dataclasses.replace(
         plan,
@@ -145,13 +147,13 @@ class _Training:
 
     def tuned(self, cells: list[Cell]) -> list[Cell]:
         """The cells at the learning rate that is best on validation, if the plan asks for a choice."""
-        if not self.plan.tune:
-            return cells
         tried = tuning.grid(cells, self.plan.tune)
+        if not tried:
+            return cells
         self._train(describe(self.plan, self.facts, tried), tried)
         higher = {name: facts["metric"] == "accuracy" for name, facts in self.facts.items()}
         chosen = tuning.best_rates(tried, self.records.cells([cell.key for cell in tried]), higher)
-        return [tuning.with_rate(cell, chosen[_id(cell)]) for cell in cells]
+        return [tuning.with_rate(cell, chosen[_id(cell)]) if _id(cell) in chosen else cell for cell in cells]
 
     def grow(self, cells: list[Cell], growing: bool) -> Study:
         """Train all seeds at once or, if `growing`, from look to look until every verdict is decided.

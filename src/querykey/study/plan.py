@@ -33,8 +33,8 @@ class TaskChoice:
 
     `kind` is the name of the task itself, where a plan has it more than once under names of its own. `margin` is a
     difference in the task's metric that does not matter; None takes the metric's. `designs` are those of the plan that
-    are tried on it beside the baseline; None for all. `seeds` is how many seeds it has in place of the plan's, and
-    `tune_seeds` how many a learning rate is tried with: one is enough where seeds differ less than rates do.
+    are tried on it beside the baseline; None for all. `seeds` and `tune` are in place of the plan's, `tune_seeds` is
+    how many seeds a learning rate is tried with: one is enough where seeds differ less than rates do.
     """
 
     name: str
@@ -44,11 +44,13 @@ class TaskChoice:
     kind: str = ""
     designs: tuple[Design, ...] | None = None
     seeds: int | None = None
+    tune: tuple[float, ...] = ()
     tune_seeds: int = 3
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "kind", self.kind or self.name)
         check(f"seeds of {self.name}", self.seeds is None or self.seeds >= 1, "at least 1", self.seeds)
+        check_rates(f"tune of {self.name}", self.tune)
         check(f"tune_seeds of {self.name}", self.tune_seeds >= 1, "at least 1", self.tune_seeds)
         number = isinstance(self.margin, int | float)
         positive = self.margin is None or (number and 0 < self.margin < float("inf"))
@@ -88,7 +90,7 @@ class Plan:
     claims: tuple[Claim, ...] = ()
 
     def __post_init__(self) -> None:
-        check("tune", all(0 < rate < float("inf") for rate in self.tune), "positive learning rates", self.tune)
+        check_rates("tune", self.tune)
         check("seeds", self.seeds >= 1, "at least 1", self.seeds)
         for kind, names in (("designs", [*map(str, self.designs)]), ("tasks", [task.name for task in self.tasks])):
             check(kind, len(names) >= 1, "at least one", "none")
@@ -246,8 +248,14 @@ def choose_task(name: str, table: Mapping[str, Any], common: Mapping[str, Any]) 
     if "positions" in known and "positions" in config:  # the task knows what its positions may be
         options["positions"] = config["positions"]
     designs = tuple(map(Design.parse, table["designs"])) if "designs" in table else None
-    counts = {name: table[name] for name in ("seeds", "tune_seeds") if name in table}
-    return TaskChoice(name, options, Config(**{**common, **config}), table.get("margin"), kind, designs, **counts)
+    own = {name: table[name] for name in ("seeds", "tune_seeds") if name in table}
+    own["tune"] = tuple(map(float, table.get("tune", ())))
+    return TaskChoice(name, options, Config(**{**common, **config}), table.get("margin"), kind, designs, **own)
+
+
+def check_rates(name: str, rates: tuple[float, ...]) -> None:
+    """Raises PlanError where these are no learning rates."""
+    check(name, all(0 < rate < float("inf") for rate in rates), "positive learning rates", rates)
 
 
 def _check_claim(claim: Claim, designs: Iterable[Design], tasks: Iterable[str]) -> None:
@@ -261,7 +269,7 @@ def _check_claim(claim: Claim, designs: Iterable[Design], tasks: Iterable[str]) 
 
 
 _FIELDS = tuple(config.name for config in dataclasses.fields(Config))
-_OF_PLAN = ("task", "margin", "designs", "seeds", "tune_seeds")
+_OF_PLAN = ("task", "margin", "designs", "seeds", "tune", "tune_seeds")
 
 
 def _make(choice: TaskChoice) -> Task:

@@ -18,14 +18,14 @@ FIRST_SEED = 1_000_000  # beyond what any comparison uses
 
 
 def grid(cells: Sequence[Cell], rates: Sequence[float]) -> list[Cell]:
-    """The cells to try: each task and design of `cells` at each rate, with the tuning's own seeds."""
+    """The cells to try: each task and design at each of the task's own rates or of these, with the tuning's seeds."""
     first = [cell for cell in cells if cell.seed == 0]
     return [
         dataclasses.replace(with_rate(cell, rate), seed=FIRST_SEED + seed)
         for seed in range(max((cell.task.tune_seeds for cell in first), default=0))
         for cell in first
         if seed < cell.task.tune_seeds
-        for rate in rates
+        for rate in cell.task.tune or rates
     ]
 
 
