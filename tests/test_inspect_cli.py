@@ -83,6 +83,24 @@ def test_a_row_per_layer_is_the_default(saved: Path, capsys: pytest.CaptureFixtu
     assert all(len(line) <= 80 for line in out.splitlines()[1:])  # below the name of the place
 
 
+def test_a_report_in_chinese(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """No English word is left, and the numbers are those of the English report."""
+    places, found = [str(saved / "llama"), str(saved / "codegen")], {}
+    for language in ("en", "zh"):
+        assert main(["inspect", *places, "--lang", language, "--out", str(tmp_path / language)]) == 0
+        out, err = capsys.readouterr()
+        page = Page((tmp_path / language / "report.html").read_text(encoding="utf-8"))
+        found[language] = [out, "".join(line for line in err.splitlines() if line.startswith("- ")), page.text]
+    out, sentences, text = found["zh"]
+    assert "12 个头里，没有一个离共用（W_Q = W_K）比离随机更近。" in sentences
+    for words in (out, sentences, text):
+        assert not re.search(r"\b(the|and|with|heads|random|shared?|rank|symmetry|distance)\b", words)
+    number = r"−?\d+\.\d+"
+    for english, chinese in zip(found["en"][1:], found["zh"][1:], strict=True):
+        assert sorted(re.findall(number, english)) == sorted(re.findall(number, chinese))
+    assert 'lang="zh-CN"' in (tmp_path / "zh" / "report.html").read_text(encoding="utf-8")
+
+
 def test_a_table_of_heads_names_the_key_head(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", str(saved / "llama"), "--per", "head"]) == 0
     rows = re.findall(r"^ +(\d) +(\d) +(\d) ", capsys.readouterr().out, re.MULTILINE)
@@ -142,7 +160,7 @@ def test_the_page_needs_nothing_beside_itself(saved: Path, tmp_path: Path, capsy
     assert "None of 12 heads is closer to shared" in words
     assert words.count("random") > 6  # the null stands on the scale of every map
     assert html.count('class="head-map"') == 8
-    data = json.loads(html.partition('id="data">')[2].partition("</script>")[0])
+    data = json.loads(html.partition('id="data">')[2].partition("</script>")[0])["checkpoints"]
     heads = querykey.inspect(saved / "llama")
     (one,) = data
     assert [row[:2] for row in one["heads"]] == heads[["layer", "head"]].to_numpy().tolist()

@@ -12,8 +12,11 @@ import pytest
 from PIL import Image
 
 from querykey.inspection import page, tables
-from querykey.inspection.columns import KNOWN, described, shown
+from querykey.inspection.columns import ENGLISH, KNOWN, described, shown
 from querykey.inspection.ranking import MOST, ranked, ranking_table
+from querykey.report.words import Words
+
+CHINESE = Words("inspection", "zh")
 
 
 def heads(**columns):
@@ -101,8 +104,9 @@ def test_rows_of_maps_are_named_where_numbers_are_not_enough():
 def test_every_map_has_words_and_other_columns_are_named_by_their_words():
     there = shown(heads(entropy={}), [*KNOWN.values()])
     assert [one.name for one in there] == ["symmetry", "tied_share", "effective_rank", "entropy", "layer_symmetry"]
-    assert all(one.about for one in [*KNOWN.values()])
+    assert all(all(described(name, say)) for name in KNOWN for say in (ENGLISH, CHINESE))
     assert described("tied_share")[0] == "tied share"
+    assert "K = V" in described("layer_cosine_key_value")[0]
     assert described("some_new_measure") == ("some new measure", "")
 
 

@@ -238,7 +238,7 @@ def test_designs_in_words(design, words):
 
 
 def test_both_languages_fill_in_the_same_places():
-    for room in ("study",):
+    for room in ("study", "inspection"):
         catalogue = tomllib.loads(files(f"querykey.{room}").joinpath("words.toml").read_text("utf-8"))
         for key, said in catalogue.items():
             assert said.keys() == {"en", "zh"}, key

@@ -13,6 +13,7 @@ from querykey.spelling import existing_or_repository
 
 if TYPE_CHECKING:
     from querykey.inspection.inspect import Inspection
+    from querykey.report.words import Words
 
 FORMATS = ("table", "csv", "json", "parquet")
 EXAMPLES = {
@@ -37,6 +38,7 @@ def add_to(commands: Any) -> None:
     )
     parser.add_argument("--per", choices=("layer", "head"), default="layer", help="a row per layer (default) or head")
     add_format(parser, *FORMATS)
+    parser.add_argument("--lang", choices=("en", "zh"), default="en", help="of tables and report (default: en)")
     parser.add_argument(
         "--out",
         type=output_folder,
@@ -70,6 +72,8 @@ def _run(chosen: argparse.Namespace) -> int:
 
         from querykey.inspection.page import write_html
         from querykey.inspection.summary import sentences
+        from querykey.report.words import Words
+    say = Words("inspection", chosen.lang)
     if len(chosen.checkpoints) > 2:
         raise ValueError(f"one checkpoint is inspected, or two side by side, not {len(chosen.checkpoints)}")
     if chosen.format == "parquet" and sys.stdout.isatty():
@@ -78,13 +82,13 @@ def _run(chosen: argparse.Namespace) -> int:
     inspections = [_examined(path, chosen, told) for path in chosen.checkpoints]
     if len(inspections) == 1 and inspections[0].base:
         inspections.insert(0, _examined(inspections[0].base, chosen, told))
-    _print(inspections, chosen)
+    _print(inspections, chosen, say)
     for one in inspections:
         told.print(f"\n{one.place}" if len(inspections) > 1 else "", style="bold")
-        for sentence in sentences(one):
+        for sentence in sentences(one, say):
             told.print(f"- {sentence}", markup=False)
     if chosen.out:
-        told.print(f"report: {write_html(inspections, chosen.out)}", markup=False)
+        told.print(f"report: {write_html(inspections, chosen.out, say)}", markup=False)
     return 0
 
 
@@ -105,14 +109,14 @@ def _examined(path: str, chosen: argparse.Namespace, told: Any) -> Inspection:
     return found
 
 
-def _print(inspections: list[Inspection], chosen: argparse.Namespace) -> None:
+def _print(inspections: list[Inspection], chosen: argparse.Namespace, say: Words) -> None:
     """The data, and nothing else, on standard output."""
     from rich.console import Console
 
     from querykey.inspection import tables, terminal
 
     if chosen.format == "table":
-        terminal.print_tables(inspections, chosen.per, Console())
+        terminal.print_tables(inspections, chosen.per, Console(), say)
         return
     frame = tables.table(inspections, chosen.per)
     if chosen.format == "parquet":

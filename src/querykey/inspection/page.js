@@ -1,10 +1,11 @@
 (() => {
-  const data = JSON.parse(document.getElementById("data").textContent);
+  const { words, checkpoints: data } = JSON.parse(document.getElementById("data").textContent);
+  const say = (key, values) => words[key].replace(/{(\w+)}/g, (_, name) => values[name]);
   const $ = (id) => document.getElementById(id);
   const chosen = { checkpoint: 0, layer: 0, number: 0 };
   const text = (x) => x === null || x === undefined ? "–" : (Math.abs(x) >= 100 ? x.toFixed(0) : Number.isInteger(x) ? String(x) : x.toFixed(Math.abs(x) < 0.01 && x !== 0 ? 4 : 2)).replace("-", "−");
   const different = (one, at) => [...new Set(one.heads.map((row) => row[at]))].sort((a, b) => a - b);
-  const called = (one, layer, number) => `layer ${one.layers[layer]} head ${number}`;
+  const called = (one, layer, number) => say("called", { layer: one.layers[layer], head: number });
   const place = (one, layer, number) => one.heads.findIndex((row) => row[0] === layer && row[1] === number);
 
   // The head that a row of a ranking is about.
@@ -34,13 +35,13 @@
     fill($("layer"), layers.map((n) => [n, one.layers[n]]), chosen.layer);
     fill($("number"), numbers.map((n) => [n, n]), chosen.number);
     const at = place(one, chosen.layer, chosen.number);
-    const shared = one.heads.filter((row) => row[0] === chosen.layer && row[2] === one.heads[at][2]).length;
-    $("keys").textContent = shared > 1 ? `reads key head ${one.heads[at][2]}, as ${shared - 1} other${shared > 2 ? "s do" : " does"}` : "";
+    const key = one.heads[at][2], n = one.heads.filter((row) => row[0] === chosen.layer && row[2] === key).length - 1;
+    $("keys").textContent = n ? say(n > 1 ? "script.keys.more" : "script.keys.one", { key, n }) : "";
     const random = one.random[one.sizes[at].join(",")];
     const name = called(one, chosen.layer, chosen.number);
     $("eigenvalues").parentElement.hidden = !one.eigenvalues[at].length; // of cross-attention
-    if (one.eigenvalues[at].length) draw($("eigenvalues"), one.eigenvalues[at], random[0], `Eigenvalues of ${name}`);
-    draw($("singular"), one.singular[at], random[1], `Singular values of ${name}`);
+    if (one.eigenvalues[at].length) draw($("eigenvalues"), one.eigenvalues[at], random[0], say("script.eigenvalues", { name }));
+    draw($("singular"), one.singular[at], random[1], say("script.singular", { name }));
     $("measures").tBodies[0].replaceChildren(...one.described.map(([title, about], i) => {
       const row = document.createElement("tr"), head = document.createElement("th"), why = document.createElement("small");
       head.scope = "row"; why.textContent = about; head.append(title, why); row.append(head);

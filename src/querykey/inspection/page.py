@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
+from markupsafe import Markup, escape
 from rich.filesize import decimal
 
 from querykey.inspection import tables
@@ -23,14 +24,16 @@ from querykey.inspection.columns import (
     ALONE,
     BEHAVIOUR,
     CHANGES,
+    ENGLISH,
     ON_TEXT,
     ON_WEIGHTS,
-    REPLACED,
     Measure,
+    counted,
     described,
     shown,
 )
 from querykey.inspection.data import Data
+from querykey.inspection.forecast import REPLACEMENTS
 from querykey.inspection.inspect import Inspection
 from querykey.inspection.names import layer_names
 from querykey.inspection.ranking import ranking_table
@@ -38,91 +41,118 @@ from querykey.inspection.summary import sentences
 from querykey.report import heatmaps
 from querykey.report import page as pages
 from querykey.report.files import write_atomically
-from querykey.report.numbers import number, perplexity, plural
+from querykey.report.numbers import number, perplexity
+from querykey.report.words import Words
 
 POINTS, MOST = 64, 1 << 17  # of a spectrum that are drawn, and of all, so that pages of large models stay light
+_SCRIPT = {"called": ("layer", "head"), "script.keys.one": ("key",), "script.keys.more": ("key", "n")} | {
+    f"script.{name}": ("name",) for name in ("eigenvalues", "singular")
+}  # what the script of the page says, with the places that it fills in
 KEPT, LOST = 0.98, 0.9  # cosines of the output above which it is nearly unchanged, and below which it is lost
 
 
 class Forecast(NamedTuple):
-    """A replacement of all heads at once: what it is called, how much is kept in a word, and the numbers."""
+    """A replacement of all heads at once: what it is called, how much is kept, also in a word, and the numbers."""
 
     title: str
+    kept: str
     word: str
     cosine: str
     perplexity: str
 
 
-def write_html(inspections: Sequence[Inspection], folder: str | Path) -> Path:
+def write_html(inspections: Sequence[Inspection], folder: str | Path, say: Words = ENGLISH) -> Path:
     """Write the page as ``report.html`` into `folder`, which is made if need be; whole or not at all."""
     path = Path(folder) / "report.html"
     with write_atomically(path) as partial:
-        partial.write_text(as_html(inspections), encoding="utf-8")
+        partial.write_text(as_html(inspections, say), encoding="utf-8")
     return path
 
 
-def as_html(inspections: Sequence[Inspection]) -> str:
+def as_html(inspections: Sequence[Inspection], say: Words = ENGLISH) -> str:
     """One page for one checkpoint, or for two side by side."""
-    data = json.dumps([_data(inspection) for inspection in inspections], separators=(",", ":"))
+    words = {name: say(name, **{place: f"{{{place}}}" for place in places}) for name, places in _SCRIPT.items()}
+    data = {"words": words, "checkpoints": [_data(inspection, say) for inspection in inspections]}
     return (
         pages.environment("inspection")
         .get_template("report.html.j2")
         .render(
-            title=" and ".join(inspection.name for inspection in inspections),
-            checkpoints=[_checkpoint(inspection) for inspection in inspections],
-            maps=_shown(ON_WEIGHTS, inspections),
-            on_text=_shown((*ON_TEXT, *ALONE), inspections),
-            heading=" and ".join(dict.fromkeys(f"On the {one.data.reads}" for one in inspections if one.data)),
-            compared=tables.side_table(*inspections) if len(inspections) == 2 else None,
-            data=data.replace("<", "\\u003c"),
+            say=say,
+            marked=lambda key, **values: _marked(say(key, **values)),
+            title=say.join([inspection.name for inspection in inspections]),
+            checkpoints=[_checkpoint(inspection, say) for inspection in inspections],
+            maps=_shown(ON_WEIGHTS, inspections, say),
+            on_text=_shown((*ON_TEXT, *ALONE), inspections, say),
+            heading=say.join([*dict.fromkeys(say(f"on.{one.data.reads}") for one in inspections if one.data)]),
+            distances=say.join([*dict.fromkeys(_distances(one, say) for one in inspections if _rotary(one))]),
+            compared=tables.side_table(inspections[0], inspections[1], say) if len(inspections) == 2 else None,
+            data=json.dumps(data, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c"),
             kept=KEPT,
             lost=LOST,
         )
     )
 
 
-def _checkpoint(inspection: Inspection) -> dict[str, Any]:
+def _checkpoint(inspection: Inspection, say: Words) -> dict[str, Any]:
     """What the page says of one checkpoint in words and tables."""
     heads, data = inspection.heads, inspection.data
     layers = heads.groupby("module", sort=False).first()
     sizes = sorted({(str(row.head_dim), str(row.dim)) for row in layers.itertuples()})
-    about = "Median head of each layer, and the range over its heads"
+    facts = {"layers": counted(say, len(layers), "layer"), "heads": counted(say, len(heads), "head")}
+    facts |= {"modules": _modules(layers), "sizes": say.join([say("page.size", size=k, dim=d) for k, d in sizes])}
+    some, every = (decimal(size) for size in (inspection.bytes_read, inspection.bytes_in_all))
+    place, revision, about = inspection.place, inspection.revision, say("caption.layers")
+    changes = tables.layer_table(heads, CHANGES, say("caption.adapter"), say) if inspection.base else None
     return {
         "name": inspection.name,
-        "place": inspection.place + (f" at {inspection.revision}" if inspection.revision else ""),
+        "place": say("page.revision", place=place, revision=revision) if revision else place,
         "kind": inspection.kind,
-        "rows": _spans(layer_names(heads).values()),
-        "facts": f"{plural(len(layers), 'layer')} ({_modules(layers)}) with {plural(len(heads), 'head')} of size "
-        + " and ".join(f"{size} in width {dim}" for size, dim in sizes),
-        "sentences": [_unbroken(sentence) for sentence in sentences(inspection)],
-        "forecast": forecasts(data) if data else [],
-        "forecast_table": tables.forecast_table(data, layer_names(heads)) if data else None,
-        "ranking": ranking_table(heads),
-        "layers": tables.layer_table(heads, ON_WEIGHTS, about, summed=True),
-        "behaviour": tables.layer_table(heads, BEHAVIOUR, about) if data else None,
-        "changes": tables.layer_table(heads, CHANGES, "What the adapter changes") if inspection.base else None,
+        "rows": _spans(layer_names(heads).values(), say),
+        "facts": say("page.facts", **facts),
+        "sentences": [_unbroken(sentence) for sentence in sentences(inspection, say)],
+        "forecast": forecasts(data, say) if data else [],
+        "forecast_table": tables.forecast_table(data, layer_names(heads), say) if data else None,
+        "ranking": ranking_table(heads, say),
+        "layers": tables.layer_table(heads, ON_WEIGHTS, about, say, summed=True),
+        "behaviour": tables.layer_table(heads, BEHAVIOUR, about, say) if data else None,
+        "changes": changes,
         "data": data,
-        "read": f"{decimal(inspection.bytes_read)} of {decimal(inspection.bytes_in_all)}",
-        "window": inspection.window,
-        "rotary": bool(heads["symmetry_rotary"].notna().any()),
+        "read": say("page.read", some=some, all=every),
+        "rotary": _rotary(inspection),
     }
 
 
-def forecasts(data: Data) -> list[Forecast]:
+def forecasts(data: Data, say: Words = ENGLISH) -> list[Forecast]:
     """What replacing all heads at once changes; [] where it was not forecast."""
     rows = {row["replacement"]: row for _, row in data.forecast[data.forecast["scope"] == "all"].iterrows()}
     before = float(data.forecast["perplexity"].iloc[0])
     found = []
-    for kind, title in REPLACED.items():
-        if kind in rows:
-            cosine, after = float(rows[kind]["cosine"]), float(rows[kind]["perplexity"])
-            word = "nearly unchanged" if cosine >= KEPT else "lost" if cosine < LOST else "changed"
-            shown = "" if math.isnan(after) else f"{perplexity(before)} → {perplexity(after)}"
-            found.append(Forecast(title, word, number(cosine, 3), shown))
+    for kind in (kind for kind in REPLACEMENTS if kind in rows):
+        cosine, after = float(rows[kind]["cosine"]), float(rows[kind]["perplexity"])
+        kept = "nearly" if cosine >= KEPT else "lost" if cosine < LOST else "changed"
+        shown = "" if math.isnan(after) else f"{perplexity(before)} → {perplexity(after)}"
+        found.append(Forecast(say(f"replaced.{kind}"), kept, say(f"kept.{kept}"), number(cosine, 3), shown))
     return found
 
 
-def _spans(names: Collection[str]) -> str:
+def _rotary(inspection: Inspection) -> bool:
+    return bool(inspection.heads["symmetry_rotary"].notna().any())
+
+
+def _distances(inspection: Inspection, say: Words) -> str:
+    """Over which distances rotary measures are averaged."""
+    window = inspection.window
+    return say("page.distances", window=window) if window else say("page.all-distances")
+
+
+def _marked(text: str) -> Markup:
+    """Text with `code` and with *colours*, which are orange, blue and violet in this order."""
+    colours = iter(("d2", "d1", "d5"))
+    found = re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text)))
+    return Markup(re.sub(r"\*([^*]+)\*", lambda part: f'<b class="{next(colours)}">{part[1]}</b>', found))
+
+
+def _spans(names: Collection[str], say: Words = ENGLISH) -> str:
     """Names of consecutive layers in short: `encoder 0 to 5, decoder 0 to 5`; empty where they are numbers alone."""
     parts = [re.fullmatch(r"(.*?)(\d+)( cross)?", name) for name in names]
     if all(part and not part[1] and not part[3] for part in parts):
@@ -131,10 +161,11 @@ def _spans(names: Collection[str]) -> str:
     for name, part in zip(names, parts, strict=True):
         before, number, mark = (part[1], part[2], part[3] or "") if part else (name, "", "")
         if spans and spans[-1][0] == before + mark:
-            spans[-1] = (*spans[-1][:2], f" to {number}", mark)
+            spans[-1] = (*spans[-1][:2], number, mark)
         else:
             spans.append((before + mark, before + number, "", mark))
-    return ", ".join(first + last + mark for _, first, last, mark in spans)
+    named = [say("page.to", first=first, last=last) if last else first for _, first, last, _ in spans]
+    return ", ".join(name + span[3] for name, span in zip(named, spans, strict=True))
 
 
 def _modules(layers: pd.DataFrame) -> str:
@@ -143,10 +174,10 @@ def _modules(layers: pd.DataFrame) -> str:
     return ", ".join(sorted(patterns))
 
 
-def _shown(measures: Sequence[Measure], inspections: Sequence[Inspection]) -> list[dict[str, Any]]:
+def _shown(measures: Sequence[Measure], inspections: Sequence[Inspection], say: Words) -> list[dict[str, Any]]:
     """The maps of those measures that one of the checkpoints has at least."""
     there = {one.name for inspection in inspections for one in shown(inspection.heads, measures)}
-    return [_maps(one, inspections) for one in measures if one.name in there]
+    return [_maps(one, inspections, say) for one in measures if one.name in there]
 
 
 def _unbroken(sentence: str) -> str:
@@ -156,7 +187,7 @@ def _unbroken(sentence: str) -> str:
     return sentence
 
 
-def _maps(one: Measure, inspections: Sequence[Inspection]) -> dict[str, Any]:
+def _maps(one: Measure, inspections: Sequence[Inspection], say: Words = ENGLISH) -> dict[str, Any]:
     """The maps of a measure, one for each checkpoint, in the same colours, and their scale with the null on it.
 
     With two colours one is nearer to a head with W_Q = W_K than random heads are, the other farther.
@@ -168,27 +199,29 @@ def _maps(one: Measure, inspections: Sequence[Inspection]) -> dict[str, Any]:
     sided = (one.shared is not None or one.sided) and bool(nulls) and not apart
     look: dict[str, Any] = {"limits": limits, "centre": nulls[0] if sided else None}
     look["flipped"] = sided and one.shared is not None and one.shared < nulls[0]
-    marks = {one.null: nulls[0]} if nulls else {}
+    called, (title, about) = say(f"null.{one.null}"), described(one.name, say)
+    marks = {called: nulls[0]} if nulls else {}
     if apart:
-        marks = {f"{one.null}, {side}": null for side, null in zip(("left", "right"), nulls, strict=True)}
+        sides = [say("null.side", null=called, side=say(side)) for side in ("left", "right")]
+        marks = dict(zip(sides, nulls, strict=True))
     elif one.shared is not None:
-        marks["shared"] = one.shared
+        marks[say("shared")] = one.shared
     return {
         "name": one.name,
-        "title": one.title,
-        "about": one.about,
+        "title": title,
+        "about": about,
         "drawn": [
             heatmaps.heatmap(
-                f"{one.title} of {inspection.name}",
+                say("page.map", title=title, name=inspection.name),
                 grid,
-                x_label="head",
-                y_label="layer",
+                x_label=say("column.head"),
+                y_label=say("column.layer"),
                 rows=_numbers(inspection.heads),
                 **look,
             )
             for inspection, grid in zip(inspections, grids, strict=True)
         ],
-        "scale": heatmaps.scale(one.title, marks=marks, **look),
+        "scale": heatmaps.scale(title, marks=marks, **look),
     }
 
 
@@ -216,7 +249,7 @@ def _limits(grids: Sequence[np.ndarray], nulls: Sequence[float]) -> tuple[float,
     return low - pad, high + pad
 
 
-def _data(inspection: Inspection) -> dict[str, Any]:
+def _data(inspection: Inspection, say: Words) -> dict[str, Any]:
     """What the script needs: all measures of each head with their nulls, and the spectra, thinned out."""
     heads, names = inspection.heads, layer_names(inspection.heads)
     places = {module: place for place, module in enumerate(names)}
@@ -230,7 +263,7 @@ def _data(inspection: Inspection) -> dict[str, Any]:
     return {
         "name": inspection.name,
         "measures": columns,
-        "described": [described(name) for name in columns],
+        "described": [described(name, say) for name in columns],
         "layers": list(names.values()),
         "heads": [[places[m], h, k] for m, h, k in zip(heads["module"], heads["head"], heads["kv_head"], strict=True)],
         "values": [_short(row) for row in numbers[columns].to_numpy(dtype=float)],

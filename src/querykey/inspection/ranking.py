@@ -11,10 +11,11 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from querykey.inspection.columns import ALONE, KNOWN, ON_TEXT, ON_WEIGHTS, shown
+from querykey.inspection.columns import ALONE, ENGLISH, KNOWN, ON_TEXT, ON_WEIGHTS, described, shown
 from querykey.inspection.names import layer_names
 from querykey.report.numbers import number
 from querykey.report.table import Cell, Column, Table
+from querykey.report.words import Words
 
 MOST = 15  # heads that are listed
 _BESIDE = ("symmetry", "tied_share", "effective_rank", "entropy", "self_mass", "cycle_longer")
@@ -51,7 +52,7 @@ def ranked(heads: pd.DataFrame) -> list[Interest]:
     return sorted(found, key=lambda one: -one.distance)
 
 
-def ranking_table(heads: pd.DataFrame) -> Table:
+def ranking_table(heads: pd.DataFrame, say: Words = ENGLISH) -> Table:
     """The first heads with what stands out in each, beside the measures that one wants to see of every head."""
     beside = [KNOWN[name] for name in _BESIDE if name in heads and heads[name].notna().any()]
     called = layer_names(heads)
@@ -61,12 +62,13 @@ def ranking_table(heads: pd.DataFrame) -> Table:
         digits = KNOWN[one.measure].digits
         rows.append(
             [
-                f"layer {one.layer} head {one.head}",
-                KNOWN[one.measure].title,
+                say("called", layer=one.layer, head=one.head),
+                described(one.measure, say)[0],
                 Cell(number(one.value, digits), value=one.value),
                 Cell(number(one.median, digits), value=one.median),
                 *(number(at[one.layer, one.head][column.name], column.digits) for column in beside),
             ]
         )
-    columns = [Column("head", "left"), Column("stands out in", "left"), Column("value"), Column("median head")]
-    return Table([*columns, *(Column(one.title) for one in beside)], rows)
+    columns = [Column(say(f"column.{name}"), "left") for name in ("head", "stands-out")]
+    titles = [say("column.value"), say("column.median"), *(described(one.name, say)[0] for one in beside)]
+    return Table([*columns, *map(Column, titles)], rows)

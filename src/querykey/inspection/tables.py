@@ -10,12 +10,14 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from querykey.inspection.columns import FORECAST, RANDOM, Measure, described, shown
+from querykey.inspection.columns import ENGLISH, Measure, counted, described, shown
 from querykey.inspection.data import Data
+from querykey.inspection.forecast import REPLACEMENTS
 from querykey.inspection.inspect import Inspection
 from querykey.inspection.names import layer_names
-from querykey.report.numbers import number, perplexity, plural
+from querykey.report.numbers import number, perplexity
 from querykey.report.table import Cell, Column, Table
+from querykey.report.words import Words
 
 Per = Literal["layer", "head"]
 KEYS = ("layer", "head", "kv_head")
@@ -94,7 +96,9 @@ def as_parquet(frame: pd.DataFrame) -> bytes:
     return written.getvalue()
 
 
-def layer_table(heads: pd.DataFrame, measures: Sequence[Measure], caption: str, *, summed: bool = False) -> Table:
+def layer_table(
+    heads: pd.DataFrame, measures: Sequence[Measure], caption: str, say: Words = ENGLISH, *, summed: bool = False
+) -> Table:
     """A row per layer, with the median head and the range over its heads; then random heads.
 
     With `summed` the last column is the symmetry of the sum over the layer's heads.
@@ -104,13 +108,13 @@ def layer_table(heads: pd.DataFrame, measures: Sequence[Measure], caption: str, 
         [names[row["module"]], *(_spread(row, one) for one in there), *[number(row["layer_symmetry"])] * summed]
         for _, row in per_layer(heads).iterrows()
     ]
-    nulls = [(_random(kind, there), _muted(kind["layer_symmetry_null"].iloc[0])) for kind in _kinds(heads)]
+    nulls = [(_random(kind, there, say), _muted(kind["layer_symmetry_null"].iloc[0])) for kind in _kinds(heads)]
     rows += [[*cells, *[last] * summed] for cells, last in nulls]
-    columns = [Column("layer"), *map(_column, there), *[Column("symmetry of the sum")] * summed]
+    columns = [Column(say("column.layer")), *_columns(there, say), *[Column(say("column.sum"))] * summed]
     return Table(columns, rows, caption)
 
 
-def head_table(heads: pd.DataFrame, measures: Sequence[Measure], caption: str) -> Table:
+def head_table(heads: pd.DataFrame, measures: Sequence[Measure], caption: str, say: Words = ENGLISH) -> Table:
     """A row per head: layer, head, key head and the measures; then random heads."""
     there, names = shown(heads, measures), layer_names(heads)
     rows: list[Row] = [
@@ -122,13 +126,14 @@ def head_table(heads: pd.DataFrame, measures: Sequence[Measure], caption: str) -
         for _, row in heads.iterrows()
     ]
     for kind in _kinds(heads):
-        name, *nulls = _random(kind, there)
+        name, *nulls = _random(kind, there, say)
         rows.append([name, "", "", *nulls])
-    columns = [Column("layer"), Column("head"), Column("key head"), *map(_column, there)]
+    places = [Column(say(f"column.{name}")) for name in ("layer", "head", "key-head")]
+    columns = [*places, *_columns(there, say)]
     return Table(columns, rows, caption)
 
 
-def forecast_table(data: Data, names: Mapping[str, str]) -> Table:
+def forecast_table(data: Data, names: Mapping[str, str], say: Words = ENGLISH) -> Table:
     """A row per thing that is replaced: the cosine of the output for each replacement, and the perplexity under it.
 
     `names` are those of the layers, by module.
@@ -136,32 +141,31 @@ def forecast_table(data: Data, names: Mapping[str, str]) -> Table:
     rows: list[Row] = []
     for (scope, module, head), mine in data.forecast.groupby(["scope", "module", "head"], sort=False):
         effects = {row["replacement"]: _effect(row) for _, row in mine.iterrows()}
-        one = f"layer {names.get(str(module))}" + (f" head {head}" if scope == "head" else "")
-        what = {"none": "nothing", "all": "all heads"}.get(str(scope), one)
-        rows.append([what, *(effects[""] if scope == "none" else effects[kind] for kind in FORECAST)])
-    below = ", and its perplexity" if data.perplexity else ""
-    on = f"{data.measured_on:,} tokens of {data.name}, context {data.context}"
-    if data.reads == "images":
-        on = f"{plural(data.images[1], 'image')} of {data.name}"
-    caption = f"Heads that share weights, untrained: cosine of the output to the original{below}, on {on}"
-    return Table([Column("replaced", "left"), *map(Column, FORECAST.values())], rows, caption)
+        place = {"layer": names.get(str(module)), "head": head}
+        known = {"head": "called", "layer": "called.layer"}
+        what = say(known.get(str(scope), f"scope.{scope}"), **place)
+        rows.append([what, *(effects[""] if scope == "none" else effects[kind] for kind in REPLACEMENTS)])
+    below = say("caption.perplexity") if data.perplexity else ""
+    read = {"measured": f"{data.measured_on:,}", "images": counted(say, data.images[1], "image")}
+    on = say(f"caption.{data.reads}", name=data.name, context=data.context, **read)
+    titles = [say("column.replaced"), *(say(f"replacement.{kind}") for kind in REPLACEMENTS)]
+    columns = [Column(title, "right" if place else "left") for place, title in enumerate(titles)]
+    return Table(columns, rows, say("caption.forecast", below=below, on=on))
 
 
-def side_table(first: Inspection, second: Inspection) -> Table:
+def side_table(first: Inspection, second: Inspection, say: Words = ENGLISH) -> Table:
     """Two checkpoints, measure by measure."""
     rows: list[Row] = [
-        [described(row["measure"])[0], *(number(row[name]) for name in row.index[1:])]
+        [described(row["measure"], say)[0], *(number(row[name]) for name in row.index[1:])]
         for _, row in side_by_side(first, second).iterrows()
     ]
-    names = (first.name, RANDOM, second.name, RANDOM, "correlation")
-    caption = (
-        "Side by side: the median head of each, and the correlation of ranks over the heads, where both have the same"
-    )
-    return Table([Column("measure", "left"), *map(Column, names)], rows, caption)
+    random = say("null.random")
+    names = (first.name, random, second.name, random, say("column.correlation"))
+    return Table([Column(say("column.measure"), "left"), *map(Column, names)], rows, say("caption.side"))
 
 
-def _column(one: Measure) -> Column:
-    return Column(one.title, rank=one.rank)
+def _columns(measures: Sequence[Measure], say: Words) -> list[Column]:
+    return [Column(described(one.name, say)[0], rank=one.rank) for one in measures]
 
 
 def _effect(row: pd.Series) -> Cell:
@@ -180,10 +184,11 @@ def _kinds(heads: pd.DataFrame) -> list[pd.DataFrame]:
     return [mine for _, mine in heads.groupby(["dim", "head_dim"], sort=False)]
 
 
-def _random(heads: pd.DataFrame, measures: Sequence[Measure]) -> Row:
+def _random(heads: pd.DataFrame, measures: Sequence[Measure], say: Words) -> Row:
     """The nulls of these heads, which on data differ a little from layer to layer: the median."""
     nulls = [heads.get(f"{one.name}_null", pd.Series(dtype=float)).median() for one in measures]
-    return [Cell(RANDOM, style="muted"), *(_muted(null, one.digits) for null, one in zip(nulls, measures, strict=True))]
+    cells = [_muted(null, one.digits) for null, one in zip(nulls, measures, strict=True)]
+    return [Cell(say("null.random"), style="muted"), *cells]
 
 
 def _muted(value: float, digits: int = 2) -> Cell:

@@ -28,9 +28,10 @@ class Words:
             raise ValueError(f"the language is {language!r}, expected one of {', '.join(get_args(Language))}")
         self.package, self.language = package, language
 
-    def __call__(self, key: str, **values: object) -> str:
+    def __call__(self, key: str, /, **values: object) -> str:
         """The sentence of this key with its places filled in."""
         said = _catalogue(self.package)[key][self.language].format(**values)
+        said = said.replace(" %", "%") if self.language == "zh" else said
         return said.replace("） ", "）")  # a full-width bracket brings its own space
 
     def __contains__(self, key: str) -> bool:
