@@ -135,9 +135,11 @@ def test_whether_training_had_ended_is_per_task_and_design(tmp_path):
 def test_how_designs_are_matched_is_said_with_what_is_left(tmp_path):
     task = TaskChoice("cycle", {}, replace(CONFIG, dim=24, mlp=2.0))
     plan = {"q,k,v": [0.5], "q=k,v": [0.5]}
-    assert notes.mismatch(keep(tmp_path / "width", plan, tasks=(task,)), "cycle")["q=k,v"][0] == (3 + 4) / (4 + 4)
+    width = keep(tmp_path / "width", plan, tasks=(task,))
+    assert notes.mismatch(width, "cycle", "parameters")["q=k,v"] == (3 + 4) / (4 + 4)
+    assert notes.mismatch(width, "cycle", "cache")["q=k,v"] == 1
     result = keep(tmp_path / "parameters", plan, tasks=(task,), match="parameters")
-    assert notes.mismatch(result, "cycle") == {"q,k,v": (1, 1), "q=k,v": (1, 1)}
+    assert notes.mismatch(result, "cycle", "flops") == {"q,k,v": 1, "q=k,v": 1}
     assert "Designs are matched in parameters, at most 0.0% off." in notes.notes(result, SAY)
     assert tables.matching_table(result, SAY).caption.startswith("Models are matched at equal parameters")
     (widths,) = (row for row in tables.config_table(result, SAY).rows if row[0] == "mlp")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import cast
 
 from querykey.design import Design
 from querykey.report.words import Words
 from querykey.stats.comparison import Verdict
 from querykey.stats.statistics import minimum_seeds
 from querykey.study.conclusions import below_counting, counting_level, improving, unlearned
+from querykey.study.config import Match
 from querykey.study.matching import cost
 from querykey.study.result import Result
 
@@ -35,15 +37,12 @@ def notes(result: Result, say: Words) -> list[str]:
     return [note for notes_of in about for note in notes_of(result, say)]
 
 
-def mismatch(result: Result, task: str) -> dict[str, tuple[float, float]]:
-    """By design, parameters and FLOPs of all blocks, attention and MLP, over those of the baseline."""
+def mismatch(result: Result, task: str, rule: Match) -> dict[str, float]:
+    """By design, what a rule makes equal (see `matched`; of all blocks, attention and MLP) over the baseline's."""
     configs, length = result.configs(task), result.study.tasks[task]["length"]
-    costs = {
-        design: [cost(config, Design.parse(design), rule, length) for rule in ("parameters", "flops")]
-        for design, config in configs.items()
-    }
+    costs = {design: cost(config, Design.parse(design), rule, length) for design, config in configs.items()}
     base = costs.get(result.study.designs[0])
-    return {design: (own[0] / base[0], own[1] / base[1]) for design, own in costs.items()} if base else {}
+    return {design: own / base for design, own in costs.items()} if base else {}
 
 
 def _on_training(result: Result, say: Words) -> Iterator[str]:
@@ -94,9 +93,9 @@ def _named(row: dict[object, object]) -> dict[str, object]:
 
 
 def _on_matching(result: Result, say: Words) -> Iterator[str]:
-    rule = result.study.match
+    rule = cast(Match, result.study.match)
     if rule != "width":
-        ratios = [pair[rule == "flops"] for task in result.study.tasks for pair in mismatch(result, task).values()]
+        ratios = [ratio for task in result.study.tasks for ratio in mismatch(result, task, rule).values()]
         off = max((abs(ratio - 1) for ratio in ratios), default=0.0)
         yield say("matched", rule=say(f"match.{rule}"), off=f"{off:.1%}")
 

@@ -189,18 +189,19 @@ def cost_table(result: Result, say: Words) -> Table | None:
 
 def matching_table(result: Result, say: Words) -> Table | None:
     """Parameters and FLOPs of all blocks against the baseline's; None for one design."""
-    found = {task: mismatch(result, task) for task in result.study.tasks}
+    found = {task: _ratios(result, task) for task in result.study.tasks}
     designs = [design for design in result.study.designs if any(design in mine for mine in found.values())]
     if len(designs) < 2:
         return None
-    rows = [
-        [Cell(design, style="code")]
-        + ["{:.2f}× / {:.2f}×".format(*mine[design]) if design in mine else MISSING for mine in found.values()]
-        for design in designs
-    ]
+    rows = [[Cell(design, style="code")] + [mine.get(design, MISSING) for mine in found.values()] for design in designs]
     rule = say(f"match.{result.study.match}")
     caption = say("matching", rule=rule, baseline=result.study.designs[0])
     return Table([Column(say("design"), "left", wrap=True), *map(Column, found)], rows, caption=caption)
+
+
+def _ratios(result: Result, task: str) -> dict[str, str]:
+    parameters, flops = (mismatch(result, task, rule) for rule in ("parameters", "flops"))
+    return {design: f"{parameters[design]:.2f}× / {flops[design]:.2f}×" for design in parameters}
 
 
 def config_table(result: Result, say: Words) -> Table | None:
