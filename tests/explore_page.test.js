@@ -11,6 +11,7 @@ import { stride } from "./page/map.js";
 import { effectText } from "./page/predictions.js";
 import { DEFAULTS, fitted, fromHash, queries, scopes, toHash } from "./page/state.js";
 import { explained, plain, setLanguage, t } from "./page/strings.js";
+import { around, oneWay, short } from "./page/theorem.js";
 import { firstToken, mostAttended } from "./page/tokens.js";
 
 const ABOUT = {
@@ -65,6 +66,23 @@ test("a state is made to fit the model", () => {
   const one = { ...ABOUT, layers: [{ heads: 1 }], first: [0, 0] };
   assert.deepEqual(scopes(one), ["head"]);
   assert.equal(fitted({ ...DEFAULTS, scope: "all" }, one).scope, "head");
+});
+
+test("around three tokens the products of weights differ only as the scores do", () => {
+  const rows = [[5, 3, 0], [1, 2, 4], [2.5, 0.5, 1]];
+  const array = (values) => new Numbers({ shape: [3, 3], digits: 2, values: values.flat().map((x) => Math.round(100 * x)) });
+  const head = { scores: array(rows), weights: array(rows) };
+  const p = rows.map((row) => row.map((x) => Math.exp(x) / row.reduce((sum, y) => sum + Math.exp(y), 0)));
+  const cycle = oneWay(head);
+  assert.deepEqual([...cycle].sort(), [0, 1, 2]);
+  const [i, j, l] = cycle;
+  const found = around(head, cycle);
+  assert.ok(Math.abs(found.there / (p[i][j] * p[j][l] * p[l][i]) - 1) < 1e-9);
+  assert.ok(Math.abs(found.back / (p[i][l] * p[l][j] * p[j][i]) - 1) < 1e-9);
+  assert.ok(found.there > found.back && !found.equal && Math.abs(found.times / (found.there / found.back) - 1) < 1e-9);
+  const even = rows.map((row, a) => row.map((x, b) => x + rows[b][a]));
+  assert.ok(around({ scores: array(even), weights: array(even) }, cycle).equal);
+  assert.deepEqual([0.123, 0.0999, 12.6, 350.2, 4.2e-7, 1234].map(short), ["0.12", "0.1", "13", "350", "4.2\u00a0·\u00a010<sup>−7</sup>", "1.2\u00a0·\u00a010<sup>3</sup>"]);
 });
 
 test("the comparison asks for two looks, the other views for one", () => {

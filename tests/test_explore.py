@@ -26,6 +26,7 @@ from querykey.cli import main
 from querykey.design import Design
 from querykey.explorer import builtin, subjects, views
 from querykey.explorer.cache import Cache
+from querykey.explorer.completion import lost
 from querykey.explorer.matrices import matrices, scores
 from querykey.explorer.measures import cycles, symmetry
 from querykey.explorer.rounding import rounded
@@ -131,6 +132,32 @@ def test_what_a_design_implies_is_what_the_model_does(design: str) -> None:
     named = matrices("trained", Design.parse(design))
     for (first, second), equal in same.items():
         assert (named[first[0]] == named[second[0]]) == equal
+
+
+def test_what_one_matrix_misses_of_the_scores_below_the_diagonal() -> None:
+    """Nothing of its own scores; else at most the noise on them, and at least what a block of low rank must miss.
+
+    Constants in a row, the diagonal and what lies above it make no difference.
+    """
+    draw = torch.Generator().manual_seed(0)
+    keys, constants, table, noise = (torch.randn(20, n, generator=draw) for n in (3, 1, 20, 20))
+    visible = torch.ones(20, 20).tril(-1).bool()
+    own = torch.where(visible, keys @ keys.mT + constants, table)
+    assert lost(own, visible, 3) < 1e-4 < lost(own, visible, 2)
+    assert lost(table, visible, 19) == 0.0
+    noisy = own + noise
+    rows = [(noisy[i, :i] - noisy[i, :i].mean(), noise[i, :i] - noise[i, :i].mean()) for i in range(1, 20)]
+    total, most = (float(torch.cat(part).square().sum()) for part in zip(*rows, strict=True))
+    least = torch.linalg.svdvals(noisy[10:, :10])[4:].square().sum()  # of rank 3 and one for the constants
+    assert float(least) < lost(noisy, visible, 3) * total < most
+
+
+def test_what_one_matrix_costs_is_said_of_causal_heads_alone(cycle: Subject) -> None:
+    viewer = Viewer(causal_subject())
+    found = viewer.tied("def f(x):\n    return x + sum(x, f)", Focus(1, 1))
+    assert (found["width"], found["scores"]) == (12, 34 * 33 // 2)
+    assert found["lost"][0] > found["lost"][1] > 0
+    assert Viewer(cycle).tied(cycle.example, Focus()) == {}
 
 
 def test_a_cache_keeps_what_was_used_last_within_its_bound() -> None:

@@ -357,10 +357,18 @@ def test_a_causal_mask_can_be_turned_off(visit: Any, models: dict[str, Offer]) -
     one.choose("causal")
     assert "Turn the causal mask off" in one.page.inner_text("#view")
     assert "0 longer" in one.texts(".side-a .counts li")[2]
+    one.page.wait_for_selector(".side-a .law >> text=symmetry costs nothing: one matrix of width 12 can give all 153")
     one.page.click("#masked")
     one.settle()
     layer, head = one_head(one)
     scores = run_of(models["causal"].open(), "trained", layer, head).scores[0, head]
+    way = (scores - scores.T).flatten().argmax()
+    names = [models["causal"].open().tokenizer.encode("def f(x): return x").tokens[n] for n in (way // 18, way % 18)]
+    assert f"Around {names[0]} → {names[1]} → " in one.texts(".side-a .law")[0]
+    assert ("the other way round" in one.texts(".side-a .law")[0], "reversible" in one.texts(".side-b .law")[0]) == (
+        1,
+        1,
+    )
     longest = int(argmax_cycles(scores).max())
     assert longest > 2
     assert f"up to {longest} tokens" in one.texts(".side-a .counts li")[2]
@@ -574,6 +582,7 @@ def test_what_is_said_of_cycles_holds_for_each_design(browser: Any) -> None:
         for design, law in said.items():
             one.choose(design)
             assert law in one.page.inner_text(".law")
+            assert ("reversible" in one.page.inner_text(".law")) == ("any length" not in law)
             assert one.page.locator(".counts li.cycle").inner_text().startswith("0") or "any length" in law
         assert one.faults == []
         one.context.close()

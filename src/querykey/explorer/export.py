@@ -25,8 +25,8 @@ from querykey.report.numbers import size
 PAGE = Path(__file__).parent / "page"
 # fmt: off
 MODULES = (  # each after what it needs
-    "strings", "data", "state", "draw", "graph", "tokens", "predictions", "results", "walk", "map", "compare", "heads",
-    "controls", "main", "embedded",
+    "strings", "data", "state", "draw", "graph", "tokens", "predictions", "results", "walk", "theorem", "map",
+    "compare", "heads", "controls", "main", "embedded",
 )
 # fmt: on
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'"
@@ -98,8 +98,9 @@ def _layer(
     The effect of an intervention in all heads is added to `effects`.
     """
     first = viewer.look(text, Focus(layer))["head"]
-    found: dict[str, Any] = {"first": first, "heads": {}, "effects": {}}
+    found: dict[str, Any] = {"first": first, "heads": {}, "effects": {}, "tied": {}}
     for head in heads:
+        found["tied"][head] = viewer.tied(text, Focus(layer, head))
         trained = viewer.look(text, Focus(layer, head))["head"]
         for intervention in _names(about):
             focus = Focus(layer, head, intervention)

@@ -6,6 +6,7 @@
 | ``GET /api/model?id=…`` | about one: layers, interventions, an example |
 | ``POST /api/look`` | a head with an intervention, and all heads (`Viewer.look`) |
 | ``POST /api/effect`` | what the intervention changes in the output (`Viewer.effect`) |
+| ``POST /api/tied`` | what one matrix would cost under the causal mask (`Viewer.tied`) |
 | ``GET /docs/…`` | a document of the project, as a page |
 
 Answers are 200, 202 while a model is being opened (``step``, ``done`` and ``total`` say how far it is), or 4xx with
@@ -127,6 +128,10 @@ def application(offers: Mapping[str, Offer], first: Mapping[str, str]) -> Starle
         viewer = api.viewer(given.get("model"))
         return viewer.effect(_text(given), _focus(given)) if viewer else 202
 
+    def tied(given: Mapping[str, Any]) -> dict[str, Any] | int:
+        viewer = api.viewer(given.get("model"))
+        return viewer.tied(_text(given), _focus(given)) if viewer else 202
+
     def answered(work: Callable[[Mapping[str, Any]], dict[str, Any] | int]) -> Handler:
         async def handler(request: Request) -> Response:
             try:
@@ -162,6 +167,7 @@ def application(offers: Mapping[str, Offer], first: Mapping[str, str]) -> Starle
         Route("/api/model", answered(about)),
         Route("/api/look", answered(look), methods=["POST"]),
         Route("/api/effect", answered(effect), methods=["POST"]),
+        Route("/api/tied", answered(tied), methods=["POST"]),
         Route("/docs/{name}", document),
         Mount("/page", _Files(directory=PAGE)),
     ]

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from querykey.bilinear import argmax_cycles
 from querykey.explorer.cache import Cache
+from querykey.explorer.completion import lost
 from querykey.explorer.matrices import described
 from querykey.explorer.measures import cycles, measures, overview, overview_of
 from querykey.explorer.outcome import Outcome, difference, outcome
@@ -115,6 +116,20 @@ class Viewer:
         encoded = self.subject.tokenizer.encode(text)
         trained = replace(focus, intervention="trained")
         return difference(self._outcome(encoded, trained), self._outcome(encoded, focus))
+
+    def tied(self, text: str, focus: Focus) -> dict[str, Any]:
+        """What one matrix would lose of the scores that the causal mask leaves: at the head's width, and at twice that.
+
+        Empty for a head without a causal mask.
+        """
+        encoded = self.subject.tokenizer.encode(text)
+        layer = self._run(encoded, Focus(focus.layer, focus.head)).layers[focus.layer]
+        allowed, scores, width = _allowed(layer, focus.head), layer.scores[0, focus.head], layer.query.shape[-1]
+        if allowed is None or _mask(allowed) != "causal":
+            return {}
+        visible = allowed.tril(-1)
+        parts = [round(lost(scores, visible, size), 4) for size in (width, 2 * width)]
+        return {"width": width, "scores": int(visible.sum()), "lost": parts}
 
     def _outcome(self, encoded: Encoded, focus: Focus) -> Outcome:
         """What comes out of the model."""

@@ -6,14 +6,16 @@ import { graphOf, heatMap } from "./map.js";
 import { effectText, predictionsAt, rightAnswer } from "./predictions.js";
 import { scopeOf, scopes } from "./state.js";
 import { explained, plain, t } from "./strings.js";
+import { oneWay } from "./theorem.js";
 
 export function compare(root, page) {
   const { looks, state } = page;
   const { a, b } = { a: looks[0], b: looks[1] };
+  const cycle = oneWay(a.head); // the same tokens on both sides
   root.append(
     el("p", { class: "lead", html: t(lead(page)) }),
     finding(page, a, b),
-    el("div", { class: "two" }, side(page, "a", a), side(page, "b", b)),
+    el("div", { class: "two" }, side(page, "a", a, cycle), side(page, "b", b, cycle)),
     el("div", { class: "scroll" }, measures(page, a, b)),
   );
 }
@@ -31,7 +33,7 @@ function finding({ state, effects }, a, b) {
   return el("p", { class: "finding", "aria-live": "polite" }, said.join(" "));
 }
 
-function side(page, name, look) {
+function side(page, name, look, cycle) {
   const { state, about } = page;
   const names = about.interventions.map((one) => [one.name, plain(`set.${one.name}`)]);
   const chosen = select(`side-${name}`, names, state[name], (value) => page.set({ [name]: value }));
@@ -41,7 +43,7 @@ function side(page, name, look) {
     { class: `side side-${name}` },
     el("p", {}, el("label", { for: `side-${name}` }, `${t(`compare.${name}`)} `), chosen),
     el("p", { class: "small said", html: explained(state[name], about) }),
-    graphOf(look, about, state[name], page, { choose: (i) => page.set({ i }) }),
+    graphOf(look, about, state[name], page, { choose: (i) => page.set({ i }), cycle }),
     heatMap(page, look, { live: false }),
     predictions ? el("div", { class: "predicted" }, el("h4", {}, t("predict", { token: look.tokens[state.i] })), predictionsAt(predictions, state.i, look.targets?.[state.i]), rightAnswer(look.targets, state.i)) : null,
   );

@@ -80,6 +80,10 @@ export class Server {
     return this.post("api/effect", query);
   }
 
+  tied(query) {
+    return this.post("api/tied", query);
+  }
+
   post(path, body) {
     const headers = { "content-type": "application/json" };
     return this.ask(path, { method: "POST", headers, body: JSON.stringify(body) });

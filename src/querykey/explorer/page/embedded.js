@@ -37,6 +37,10 @@ class Embedded {
     return { head: effects[`${intervention} ${head}`], layer: effects[intervention], all: this.common.effects[intervention] }[scope];
   }
 
+  async tied({ layer, head }) {
+    return (await this.piece(layer)).tied[head];
+  }
+
   piece(layer) {
     this.pieces[layer] ??= inflated(`layer-${layer}`);
     return this.pieces[layer];

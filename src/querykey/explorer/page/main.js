@@ -17,7 +17,7 @@ const CLAIMS_PAGE = { en: "docs/why.md", zh: "docs/why.zh-CN.md" };
 
 const state = { ...DEFAULTS };
 const page = {
-  state, about: null, looks: [], look: null, effects: {}, models: [], exported: false, documents: false,
+  state, about: null, looks: [], look: null, effects: {}, tied: {}, models: [], exported: false, documents: false,
   views: Object.keys(VIEWS), set, pair, choose: (id) => trying(choose, id), setText, changeLanguage, changeTheme,
 };
 let source = new Server();
@@ -63,7 +63,7 @@ async function choose(model, wanted = {}) {
   try {
     const about = await source.about(model, waited);
     if (mine !== newest) return;
-    Object.assign(page, { about, effects: {} });
+    Object.assign(page, { about, effects: {}, tied: {} });
     Object.assign(state, { text: null, layer: null, head: null, i: null, j: null, b: null }, wanted, { model });
   } catch (error) {
     if (mine !== newest) return;
@@ -113,6 +113,7 @@ async function refresh(focus = null) {
   const looks = await Promise.all(wanted.map((query, n) => (n && query.intervention === wanted[0].intervention ? null : source.look(query))));
   if (mine !== newest) return;
   show(looks.map((look) => look ?? looks[0]), key, focus);
+  await tied(mine);
   await effects(wanted, mine);
 }
 
@@ -126,6 +127,19 @@ function show(looks, key, focus) {
   page.shown = true;
   notice("");
   draw(focus);
+}
+
+// What one matrix would cost this head under its causal mask, where the view says so.
+async function tied(mine) {
+  const { model, text, layer, head, masked, view } = state;
+  const of = JSON.stringify([model, text, layer, head]);
+  const shared = !["separate", "core"].includes(page.about.interventions[0].scores);
+  if (page.tied.of === of || !page.about.causal || !masked || shared || !["compare", "map"].includes(view)) return;
+  page.tied = {};
+  const found = await source.tied({ model, text, layer, head });
+  if (mine !== newest) return;
+  page.tied = { of, ...found };
+  draw();
 }
 
 // What the interventions change in the output, one after the other, since each runs the model.

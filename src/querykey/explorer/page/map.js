@@ -5,6 +5,7 @@ import { colourScale, el, heat, quoted, select, shading } from "./draw.js";
 import { graph, kindOfCycle } from "./graph.js";
 import { results } from "./results.js";
 import { t } from "./strings.js";
+import { law } from "./theorem.js";
 
 const LABELS = 36; // names at a side of the heat map at most
 
@@ -89,11 +90,11 @@ export function pairText(i, j, { head, tokens }) {
   });
 }
 
-export function graphOf(look, about, intervention, page, { choose }) {
+export function graphOf(look, about, intervention, page, { choose, cycle }) {
   const { head, tokens } = look;
   const label = `${t("map.graph")}: ${head.cycles.map((cycle) => cycle.map((i) => tokens[i]).join(" → ")).join("; ")}`;
   const drawn = graph(tokens, head, { chosen: page.state.i, choose, label });
-  return el("div", {}, drawn, counts(head), cyclesSaid(head, tokens), law(head, about, intervention));
+  return el("div", {}, drawn, counts(head), cyclesSaid(head, tokens), law(look, about, intervention, { tied: intervention === "trained" ? page.tied : {}, cycle }));
 }
 
 function counts({ cycles }) {
@@ -114,13 +115,4 @@ function cyclesSaid({ cycles }, tokens) {
   const names = (cycle) => cycle.map((i) => quoted(tokens[i]));
   const written = longer.map((cycle) => (cycle.length > 2 ? [...names(cycle), quoted(tokens[cycle[0]])].join(" → ") : names(cycle).join(" ⇄ ")));
   return longer.length ? el("p", { class: "small cycles", html: written.join("<br>") }) : null;
-}
-
-// What the theorem says of the cycles here.
-function law(head, about, intervention) {
-  if (head.factor.kind === "other") return null;
-  if (head.mask === "causal") return el("p", { class: "law" }, t("law.causal"));
-  const { scores } = about.interventions.find(({ name }) => name === intervention);
-  const said = head.mask === "self" ? [t("law.none"), scores === "any" ? "" : t("law.symmetric")] : [t(`law.${scores}`)];
-  return el("p", { class: "law" }, said.join(" "));
 }

@@ -237,8 +237,24 @@ const STRINGS = {
   "law.core": ["One matrix and a full core: cycles of any length are possible, as with two matrices.", "一个矩阵加完整核：与两个矩阵一样，任意长度的环都可能出现。"],
   "law.none": ["No token may attend to itself, so there are no self-loops.", "词元不能关注自己，所以没有自环。"],
   "law.causal": [
-    "Causal mask: all arrows lead back and end in self-loops, whatever the matrices are. The mask hides the scores that would show the symmetry, and one matrix that is wide enough can give any scores that it leaves.",
-    "因果掩码：无论矩阵怎样，箭头都往回走，终点都是自环。掩码遮住了能显出对称的那一半分数；只要足够宽，一个矩阵就能给出剩下的任意分数。",
+    "Causal mask: all arrows lead back and end in self-loops, whatever the matrices are. The mask hides the grey half of the table, where symmetry would show.",
+    "因果掩码：无论矩阵怎样，箭头都往回走，终点都是自环。掩码遮住了表中灰色的一半，对称性正是在那里才看得出来。",
+  ],
+  "law.free": [
+    "Within this text symmetry costs nothing: one matrix of width {k} can give all {m} scores that are left, if no token attends to itself. But it has to serve all texts.",
+    "在这段文本里，对称没有代价：如果词元不关注自身，一个宽 {k} 的矩阵就能给出剩下的全部 {m} 个分数。但同一个矩阵还得适用于所有文本。",
+  ],
+  "law.cost": [
+    "Within this text symmetry costs this much: one matrix of width {k}, fitted to the {m} scores that are left, with self-scores free, misses {x} of their variance within rows; one of width {double}, with as many parameters as two matrices, misses {y}.",
+    "在这段文本里，对称的代价是：用一个宽 {k} 的矩阵拟合剩下的 {m} 个分数（不计对自身的分数），行内方差有 {x} 无法拟合；宽 {double} 的矩阵（参数量与两个矩阵相同）有 {y} 无法拟合。",
+  ],
+  "law.reversible": [
+    "Around {way} the weights multiply to {p} in both directions, and so for every cycle: attention is a reversible chain.",
+    "沿 {way} 各步权重之积为 {p}，反方向也一样。每个环都如此：注意力是可逆的马尔可夫链。",
+  ],
+  "law.oneway": [
+    "Around {way} the weights multiply to {p}, the other way round to {q}, a factor of {x}. With one matrix both are equal for every cycle.",
+    "沿 {way} 各步权重之积为 {p}，反方向为 {q}，相差 {x} 倍。只用一个矩阵时，任何环的两个方向都相等。",
   ],
 
   "heads.say": ["Every head of the model on this text, with its attention map. Choose one to see it large.", "模型的每个头在这段文本上的注意力图。点击任意一个可以放大查看。"],
