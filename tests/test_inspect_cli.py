@@ -83,6 +83,15 @@ def test_a_row_per_layer_is_the_default(saved: Path, capsys: pytest.CaptureFixtu
     assert all(len(line) <= 80 for line in out.splitlines()[1:])  # below the name of the place
 
 
+def test_a_variant_of_the_weights(llama: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copy(llama / "model.safetensors", llama / "model.fp16.safetensors")
+    (llama / "model.safetensors").write_bytes(b"torn")
+    assert main(["inspect", str(llama), "--variant", "fp16", "--layers", "1", "--format", "csv"]) == 0
+    assert capsys.readouterr().out.count("\n") == 2
+    assert main(["inspect", str(llama), "--variant", "fp8"]) == 2
+    assert "model.fp8.safetensors" in capsys.readouterr().err
+
+
 def test_a_report_in_chinese(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """No English word is left, and the numbers are those of the English report."""
     places, found = [str(saved / "llama"), str(saved / "codegen")], {}

@@ -162,7 +162,7 @@ def _opened(model: str | Path | nn.Module, asked: Options) -> tuple[Checkpoint, 
             raise ValueError("a module in memory takes a batch by name; save it and give the folder, to read images")
         return open_module(model, None if asked.inputs is None else dict(asked.inputs)), None
     reading = _reading(asked)
-    checkpoint = open_checkpoint(model, asked.revision, asked.trust_remote_code)
+    checkpoint = open_checkpoint(model, asked.revision, asked.trust_remote_code, variant=asked.variant)
     if reading is not None:
         reading.check(checkpoint)
     return checkpoint, reading

@@ -26,6 +26,7 @@ class Options:
         layers: the model's own numbers of the layers to inspect and to replace, such as 0-5,8 (default: all).
         device: what the model runs on, such as cuda.
         revision: branch, tag or commit, for repositories.
+        variant: of the files of weights, such as fp16 for model.fp16.safetensors.
         trust_remote_code: run code that comes with a checkpoint (never done otherwise).
     """
 
@@ -38,6 +39,7 @@ class Options:
     layers: Collection[int] | None = None
     device: str = "cpu"
     revision: str | None = None
+    variant: str | None = None
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
