@@ -71,4 +71,4 @@ def ranking_table(heads: pd.DataFrame, say: Words = ENGLISH) -> Table:
         )
     columns = [Column(say(f"column.{name}"), "left") for name in ("head", "stands-out")]
     titles = [say("column.value"), say("column.median"), *(described(one.name, say)[0] for one in beside)]
-    return Table([*columns, *map(Column, titles)], rows)
+    return Table([*columns, *map(Column, titles)], rows, legend=say("legend"))

@@ -111,7 +111,7 @@ def layer_table(
     nulls = [(_random(kind, there, say), _muted(kind["layer_symmetry_null"].iloc[0])) for kind in _kinds(heads)]
     rows += [[*cells, *[last] * summed] for cells, last in nulls]
     columns = [Column(say("column.layer")), *_columns(there, say), *[Column(say("column.sum"))] * summed]
-    return Table(columns, rows, caption)
+    return Table(columns, rows, caption, legend=say("legend"))
 
 
 def head_table(heads: pd.DataFrame, measures: Sequence[Measure], caption: str, say: Words = ENGLISH) -> Table:
@@ -130,7 +130,7 @@ def head_table(heads: pd.DataFrame, measures: Sequence[Measure], caption: str, s
         rows.append([name, "", "", *nulls])
     places = [Column(say(f"column.{name}")) for name in ("layer", "head", "key-head")]
     columns = [*places, *_columns(there, say)]
-    return Table(columns, rows, caption)
+    return Table(columns, rows, caption, legend=say("legend"))
 
 
 def forecast_table(data: Data, names: Mapping[str, str], say: Words = ENGLISH) -> Table:
@@ -150,7 +150,7 @@ def forecast_table(data: Data, names: Mapping[str, str], say: Words = ENGLISH) -
     on = say(f"caption.{data.reads}", name=data.name, context=data.context, **read)
     titles = [say("column.replaced"), *(say(f"replacement.{kind}") for kind in REPLACEMENTS)]
     columns = [Column(title, "right" if place else "left") for place, title in enumerate(titles)]
-    return Table(columns, rows, say("caption.forecast", below=below, on=on))
+    return Table(columns, rows, say("caption.forecast", below=below, on=on), legend=say("legend"))
 
 
 def side_table(first: Inspection, second: Inspection, say: Words = ENGLISH) -> Table:

@@ -68,7 +68,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """Columns and rows, with a caption above and notes below.
+    """Columns and rows, with a caption above and notes below; `legend` is the title of what the columns mean.
 
     Raises:
         ValueError: if a row has more or fewer cells than there are columns.
@@ -78,6 +78,7 @@ class Table:
     rows: Sequence[Sequence[Cell | str]]
     caption: str = ""
     notes: Sequence[str] = ()
+    legend: str = "What the columns mean"
 
     def __post_init__(self) -> None:
         for row in self.rows:
@@ -97,16 +98,15 @@ class Table:
     def __html__(self) -> str:
         """The table as HTML, within an element that scrolls; Jinja takes it without escaping."""
         label = escape(self.caption or self.columns[0].title)
-        parts = [f'<div class="scroll" tabindex="0" role="region" aria-label="Table: {label}"><table>']
+        parts = [f'<div class="scroll" tabindex="0" role="region" aria-label="{label}"><table>']
         parts += [f"<caption>{escape(self.caption)}</caption>"] if self.caption else []
         parts += [f"<thead><tr>{''.join(map(_head, self.columns))}</tr></thead>", "<tbody>"]
         parts += [f"<tr>{''.join(map(_data, self.columns, row, _places(row)))}</tr>" for row in self.rows]
         parts += ["</tbody>", "</table></div>"]
         if explained := self._explained():
             meanings = "".join(f"<dt>{escape(title)}</dt><dd>{escape(about)}</dd>" for title, about in explained)
-            parts.append(
-                f'<details class="columns"><summary>What the columns mean</summary><dl>{meanings}</dl></details>'
-            )
+            summary = f"<summary>{escape(self.legend)}</summary>"
+            parts.append(f'<details class="columns">{summary}<dl>{meanings}</dl></details>')
         parts += [f'<p class="muted">{escape(note)}</p>' for note in self.notes]
         return "\n".join(parts)
 
