@@ -19,6 +19,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 from querykey.bench.timing import interleave, ratio
 from querykey.conversion.fit import section
 from querykey.conversion.layers import shared_layers
+from querykey.extras import cache_argument
 from querykey.modeling import install
 
 CACHED = (1024, 4096, 8192, 16384, 32768)
@@ -61,7 +62,7 @@ def step(cached: int, converted: bool) -> tuple[Callable[[], object], int]:
     token = torch.zeros(1, 1, dtype=torch.int64)
 
     def one() -> None:
-        found(token, past_key_values=cache, use_cache=True)
+        found(token, use_cache=True, **{cache_argument(found.forward): cache})
         cache.crop(-1)
 
     return one, sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)

@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from querykey.conversion.convert import Conversion, convert
+from querykey.extras import cache_argument
 
 SIZES = {"vocab_size": 256, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 SIZES |= {"intermediate_size": 32, "max_position_embeddings": 256, "pad_token_id": 0}
@@ -64,6 +65,11 @@ SMALL = {"windows": 4, "length": 32, "calibration": [Path(argparse.__file__)]}  
 def logits(model, ids: Tensor, **options) -> Tensor:
     with torch.no_grad():
         return model(ids, use_cache=False, **options).logits
+
+
+def cached(model, ids: Tensor, cache, **options):
+    """The model's output for tokens that follow those of its cache."""
+    return model(ids, use_cache=True, **{cache_argument(model.forward): cache}, **options)
 
 
 def converted(family: str = "llama", dtype: torch.dtype = torch.float64, **options) -> Conversion:

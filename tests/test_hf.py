@@ -6,6 +6,7 @@ import transformers
 
 import querykey.hf
 from querykey.attention.reference import masked_softmax
+from querykey.extras import cache_argument
 
 FAMILIES = {
     "llama": ("LlamaForCausalLM", "LlamaConfig", {"num_key_value_heads": 2}),
@@ -115,11 +116,8 @@ def test_the_self_mask_decodes_as_it_reads_at_once():
     model = tiny("llama", "querykey-selfmask")
     with torch.no_grad():
         whole = model(tokens()).logits
-        start = model(tokens()[:, :6], use_cache=True)
-        steps, cache = [start.logits], start.past_key_values
-        for at in range(6, 11):
-            step = model(tokens()[:, at : at + 1], past_key_values=cache)
-            steps.append(step.logits)
+        given = {cache_argument(model.forward): transformers.DynamicCache()}
+        steps = [model(part, **given).logits for part in tokens().split((6, 1, 1, 1, 1, 1), 1)]
     torch.testing.assert_close(torch.cat(steps, 1), whole, rtol=1e-4, atol=1e-4)
 
 

@@ -18,6 +18,7 @@ import querykey
 from checkpoints import ARCHITECTURES, SIZES, TINY, TWO_STEPS, tie, tiny_model
 from querykey.checkpoint import CheckpointError, LayerWeights, open_checkpoint
 from querykey.inspection import tables
+from querykey.inspection.columns import ENGLISH
 from querykey.inspection.inspect import examine
 from querykey.inspection.names import layer_names
 from querykey.inspection.summary import closer_to_shared, on_sharing
@@ -103,7 +104,7 @@ def test_minilm_against_dense_matrices() -> None:
     assert heads["symmetry"].min() == pytest.approx(-0.212, abs=0.001)
     assert heads["symmetry"].max() == pytest.approx(0.734, abs=0.001)
     assert sorted(heads["layer_symmetry"].unique().round(2)) == [0.25, 0.41, 0.41, 0.58, 0.58, 0.64]
-    assert on_sharing(heads).startswith("None of 72 heads is closer to shared")
+    assert on_sharing(heads, ENGLISH).startswith("None of 72 heads is closer to shared")
 
 
 DENSE = [

@@ -398,7 +398,7 @@ def test_every_design_runs_the_fused_kernel_and_backend_names_what_runs():
             assert layer.backend(x, **inputs) == "flash", design
             seen.add(design)
             if len(seen) % 20 == 0:  # the profiler is slow: every twentieth
-                with profile(activities=[ProfilerActivity.CPU]) as profiler:
+                with profile(activities=[ProfilerActivity.CPU], acc_events=True) as profiler:
                     layer(x, **inputs)
                 assert fused in {event.key for event in profiler.key_averages()}
     assert len(seen) > 60

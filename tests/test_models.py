@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+import transformers
 from torch import Tensor
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
@@ -177,6 +179,9 @@ def test_the_cosine_forgets_lengths(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", OWN)
 def test_a_model_with_attention_of_its_own_is_refused_by_name(name: str, tmp_path: Path) -> None:
+    module = sys.modules[type(tiny_model(name)).__module__]
+    if hasattr(module, "ALL_ATTENTION_FUNCTIONS"):
+        pytest.skip(f"transformers {transformers.__version__} computes it through its interface")
     with pytest.raises(CheckpointError, match=f"of type '{TINY[name][0]}', cannot be traced: .* by itself"):
         opened(name, tmp_path)
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from inspect import signature
 from typing import Any
 
 
@@ -28,6 +29,11 @@ def needs(extra: str) -> Iterator[None]:
         raise MissingExtra(
             f"this needs {package}, which is not installed; it comes with: pip install 'querykey[{extra}]'"
         ) from error
+
+
+def cache_argument(forward: Callable[..., Any]) -> str:
+    """What a function of transformers calls the cache that it takes: `cache` since 5.24, `past_key_values` before."""
+    return "cache" if "cache" in signature(forward).parameters else "past_key_values"
 
 
 def load(module: str, extra: str) -> Any:

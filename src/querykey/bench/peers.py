@@ -27,6 +27,7 @@ from querykey.bench.case import Case
 from querykey.bench.config import Shape
 from querykey.bench.passes import differentiated
 from querykey.bench.timing import Run
+from querykey.extras import cache_argument
 
 PACKAGES = {"mha": "torch", "x-transformers": "x-transformers", "hf": "transformers", "hf-compiled": "transformers"}
 
@@ -163,6 +164,7 @@ def _config(kind: Any, **sizes: Any) -> Any:
 
 def _hf_steps(layer: Any, at: Callable[[Tensor, int], dict[str, Any]]) -> dict[str, MakeStep]:
     """Decoding steps with transformers' caches; `at` gives what the layer needs to know of a position."""
+    argument = cache_argument(layer.forward)
 
     def growing(k: Tensor, v: Tensor) -> Step:
         from transformers import DynamicCache
@@ -172,7 +174,7 @@ def _hf_steps(layer: Any, at: Callable[[Tensor, int], dict[str, Any]]) -> dict[s
         kept: Any = cache.layers[0]
 
         def step(x: Tensor) -> Tensor:
-            out: Tensor = layer(x, past_key_values=cache, **at(x, k.shape[2]))[0]
+            out: Tensor = layer(x, **{argument: cache}, **at(x, k.shape[2]))[0]
             kept.keys, kept.values = k, v
             return out
 
@@ -187,7 +189,7 @@ def _hf_steps(layer: Any, at: Callable[[Tensor, int], dict[str, Any]]) -> dict[s
         length = layers[0].cumulative_length
 
         def step(x: Tensor) -> Tensor:
-            out: Tensor = forward(x, past_key_values=cache, **at(x, k.shape[2]))[0]
+            out: Tensor = forward(x, **{argument: cache}, **at(x, k.shape[2]))[0]
             length.fill_(k.shape[2])
             return out
 

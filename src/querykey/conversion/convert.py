@@ -25,6 +25,7 @@ from querykey.conversion.layers import ConversionError, SharedLayer, shared_laye
 from querykey.conversion.save import check_space, save
 from querykey.conversion.source import enough_memory
 from querykey.conversion.texts import Text, calibration_texts, check_apart, read_texts
+from querykey.extras import cache_argument, load
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -280,11 +281,11 @@ def check(conversion: Conversion, length: int = 12) -> None:
     model = conversion.model
     ids = torch.arange(3, 3 + length) % model.config.get_text_config().vocab_size
     whole = log_probabilities(model, ids)
-    cache, rows = None, []
+    cache, rows = load("transformers", "convert").DynamicCache(config=model.config), []
     for part in (ids[: length // 2], *ids[length // 2 : -1].split(1)):
         with torch.no_grad():
-            out = model(input_ids=part[None].to(model.device), past_key_values=cache, use_cache=True)
-        cache = out.past_key_values
+            given = {cache_argument(model.forward): cache}
+            out = model(input_ids=part[None].to(model.device), use_cache=True, **given)
         rows.append(out.logits[0].float().log_softmax(-1))
     off = float((torch.cat(rows).exp() - whole.exp()).abs().sum(-1).max())  # rounding counts where tokens are likely
     if not off < (1e-3 if model.dtype in (torch.float32, torch.float64) else 0.3):

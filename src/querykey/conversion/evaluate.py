@@ -14,7 +14,7 @@ from torch import Tensor
 
 from querykey.conversion.fit import Switch
 from querykey.conversion.texts import Text
-from querykey.extras import load
+from querykey.extras import cache_argument, load
 from querykey.stats.statistics import t_interval
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def cache_bytes(model: PreTrainedModel, length: int = 16) -> float:
     cache = load("transformers", "convert").DynamicCache()
     ids = torch.arange(length)[None] % model.config.get_text_config().vocab_size
     with torch.no_grad():
-        model(input_ids=ids.to(model.device), past_key_values=cache, use_cache=True)
+        model(input_ids=ids.to(model.device), use_cache=True, **{cache_argument(model.forward): cache})
     held = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values) if tensor is not None]
     return float(sum(tensor.nbytes for tensor in held)) / length
 
