@@ -8,7 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import time
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 import pytest
 from rich.console import Console
@@ -105,7 +105,7 @@ def lasting(folder):
 def count(folder):
     """How many cells are there, also while they are being written."""
     try:
-        with sqlite3.connect(f"file:{folder}/records.sqlite?mode=ro", uri=True, timeout=0) as database:
+        with closing(sqlite3.connect(f"file:{folder}/records.sqlite?mode=ro", uri=True, timeout=0)) as database:
             return database.execute("select count(*) from cells").fetchone()[0]
     except sqlite3.Error:
         return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Iterator
@@ -216,7 +217,8 @@ def check_converted(one: Visit, subject: Subject, text: str) -> None:
         best = model.trace(ids).logits[0, i].softmax(-1).topk(5).values
         assert_printed(one.texts(f".side-{side} .predictions .percent"), best, 100)
     effect = Viewer(subject).effect(text, Focus(intervention="converted"))
-    one.page.wait_for_selector(f".finding >> text={100 * effect['same']:.0f}\u00a0% of answers unchanged")
+    same = math.floor(100 * effect["same"] + 0.5)  # as the page rounds halves
+    one.page.wait_for_selector(f".finding >> text={same}\u00a0% of answers unchanged")
     one.view("walk")
     one.switch("converted")
     layer, head = one_head(one)
