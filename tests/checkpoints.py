@@ -301,6 +301,16 @@ class Hub:
         self.failures: list[int] = []
         self.stops_after: list[int] = []
 
+    def stands_for_the_hub(self, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+        """Lets huggingface_hub ask this server, with a cache of its own, and without waiting between attempts."""
+        constants = "huggingface_hub.constants"
+        monkeypatch.setattr(f"{constants}.HF_HUB_CACHE", str(cache))
+        monkeypatch.setattr(f"{constants}.HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(f"{constants}.ENDPOINT", self.endpoint)
+        template = f"{self.endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr(f"{constants}.HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr("querykey.checkpoint.files.WAIT", 0.0)
+
     @property
     def sizes(self) -> dict[str, int]:
         return {path.name: path.stat().st_size for path in self.folder.iterdir()}

@@ -22,7 +22,6 @@ from safetensors.torch import load_file, save_file
 import querykey
 from checkpoints import Hub, tiny_model
 from pages import Page
-from querykey.checkpoint import files as files_module
 from querykey.checkpoint.reading import Checkpoint
 from querykey.cli import inspect as inspect_cli
 from querykey.cli import main
@@ -294,13 +293,8 @@ def test_code_that_comes_along_is_not_run(llama: Path, tmp_path: Path, capsys: p
 
 @pytest.fixture
 def hub(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(files_module, "WAIT", 0.0)
     with Hub("someone/tiny", llama) as server:
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.endpoint)
-        template = f"{server.endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+        server.stands_for_the_hub(monkeypatch, tmp_path / "cache")
         yield server
 
 

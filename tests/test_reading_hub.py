@@ -11,7 +11,6 @@ import torch
 
 from checkpoints import Hub, assert_equal, tiny_model
 from querykey.checkpoint import CheckpointError, open_checkpoint
-from querykey.checkpoint import files as files_module
 
 
 @pytest.fixture
@@ -19,13 +18,8 @@ def hub(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
     """A server with the tiny Llama in shards, as the repository someone/tiny."""
     tiny_model("llama").save_pretrained(llama, max_shard_size="20KB")
     (llama / "model.safetensors").unlink(missing_ok=True)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(files_module, "WAIT", 0.0)
     with Hub("someone/tiny", llama) as server:
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.endpoint)
-        template = f"{server.endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+        server.stands_for_the_hub(monkeypatch, tmp_path / "cache")
         yield server
 
 

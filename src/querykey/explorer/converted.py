@@ -63,7 +63,9 @@ def recorded_original(folder: str | Path) -> str | None:
     path = Path(folder) / "config.json"
     if not path.exists():
         return None
-    original = str(json.loads(path.read_text(encoding="utf-8")).get(SECTION, {}).get("original"))
+    original = json.loads(path.read_text(encoding="utf-8")).get(SECTION, {}).get("original")
+    if not isinstance(original, str):
+        return None
     if (Path(original) / "config.json").exists():
         return original
     if not REPOSITORY.fullmatch(original):

@@ -44,7 +44,7 @@ def matrices(intervention: Shown, design: Design) -> dict[str, str]:
 def scores(intervention: Shown, design: Design) -> Scores:
     """What the scores are bound to be; see the table above."""
     bound: dict[str, Scores] = {"copied": "tied", "tied": "tied", "signed": "symmetric", "core": "core"}
-    bound["converted"] = "separate"
+    bound |= {"converted": "separate"}  # whatever shares a latent has a matrix of its own behind it
     if intervention in bound:
         return bound[intervention]
     if not design.shares("q", "k"):
