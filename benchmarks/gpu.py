@@ -19,13 +19,6 @@ import tempfile
 import time
 from pathlib import Path
 
-import torch
-
-from querykey import SelfAttention
-from querykey.bench.memory import peak_bytes
-from querykey.bench.passes import differentiated
-from querykey.bench.timing import interleave, ratio
-
 ROOT = Path(__file__).parent.parent
 DESIGNS = ("q,k,v", "q,k=v", "q=k=v", "q,k,v+kv_heads=2", "q,k=v+latent=256", "q=k,v+core=full")
 LLAMA = {
@@ -41,11 +34,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=9.0)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     parser.add_argument("--tiny", action="store_true")
-    parser.add_argument("--step", choices=("packing",), help="run this step in this process")
     chosen = parser.parse_args()
-    if chosen.step:
-        packing(torch.device(chosen.device), chosen.tiny)
-        return 0
     end = time.monotonic() + 60 * chosen.minutes
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder, "config.json")
@@ -64,13 +53,20 @@ def commands(device: str, tiny: bool, out: Path, config: Path) -> list[list[str]
     bench += ["--rounds", "4" if tiny else "9", "--cached", "16" if tiny else "8192", "--causal", "--shapes", *shapes]
     designs = ["--designs", *(DESIGNS[:2] if tiny else DESIGNS)]
     window = ["--window", "8" if tiny else "1024"]
-    here = str(Path(__file__))
+    packing = [str(ROOT / "benchmarks" / "packing.py"), "--device", device]
+    packing += ["--dtype", "float32" if tiny else "bfloat16", "--shapes", "3,8,32,2" if tiny else "8,512,1024,16"]
     example = [str(ROOT / "examples" / "llama.py"), str(config), "--new", "8" if tiny else "256", "--compile"]
     return [
         ["-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", str(ROOT / "tests" / "test_gpu.py")],
         [*bench, *designs, "--out", str(out / "gpu-causal")],
         [*bench, *designs, *window, "--out", str(out / "gpu-window")],
-        [here, "--step", "packing", "--device", device, *["--tiny"] * tiny],
+        [
+            str(ROOT / "benchmarks" / "packing.py"),
+            "--device",
+            device,
+            *packing,
+            "3,8,32,2" if tiny else "8,512,1024,16",
+        ],
         example,
         [*bench, "--designs", "q,k,v", "--rotary", "--against", "mha", "hf", "--out", str(out / "gpu-libraries")],
     ]
@@ -90,25 +86,6 @@ def ran(words: list[str], device: str, seconds: float) -> bool:
         return False
     print(f"({time.monotonic() - start:.0f} s)", flush=True)
     return done.returncode == 0
-
-
-def packing(device: torch.device, tiny: bool) -> None:
-    """Time and peak memory of a training step of packed documents, over those with a mask of all pairs."""
-    count, length, dim = (3, 8, 32) if tiny else (8, 512, 1024)
-    layer = SelfAttention(dim, dim // 16 if tiny else dim // 64, causal=True, device=device)
-    layer = layer.to(torch.float32 if tiny else torch.bfloat16)
-    x = torch.randn(1, count * length, dim, device=device, dtype=layer.o_proj.weight.dtype, requires_grad=True)
-    document = torch.arange(count, device=device).repeat_interleave(length)[None]
-    mask = (document[:, :, None] == document[:, None])[:, None]
-    leaves = [x, *layer.parameters()]
-    steps = {
-        "packed": differentiated(lambda: layer(x, document=document), leaves),
-        "masked": differentiated(lambda: layer(x, mask), leaves),
-    }
-    bytes_taken = {name: peak_bytes(step, device) for name, step in steps.items()}
-    times = ratio(interleave(steps, 4 if tiny else 15), "packed", "masked")
-    share = bytes_taken["packed"] / max(bytes_taken["masked"], 1)
-    print(f"{count} documents of {length}, packed over masked: time {times}, peak memory {share:.2f}")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ ROOT = Path(querykey.__file__).parent
 
 # Packages and modules, lowest first: each imports from lower rows only, and from no other in its own row.
 ORDER = (
-    {"extras", "spelling", "machine", "bilinear", "stats", "report", "modeling"},
+    {"extras", "spelling", "machine", "stats", "report", "modeling"},
+    {"bilinear"},
     {"design", "positions"},
     {"layout", "checkpoint", "tasks"},
     {"attention", "sampling", "costs"},

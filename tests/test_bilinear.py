@@ -371,6 +371,8 @@ def test_the_null_of_data_follows_the_spectrum_of_the_inputs():
     found = null(31, 3, torch.Generator().manual_seed(0), draws=2000, spectrum=spectrum)
     assert found["symmetry"].source == "simulated"
     assert "directionality" not in found
+    few = null(31, 3, torch.Generator().manual_seed(0), draws=2000, spectrum=spectrum, measures=("symmetry",))
+    assert few == {"symmetry": found["symmetry"]}
     assert found["symmetry"].mean == pytest.approx(1 / effective.item(), rel=0.15)
     assert found["symmetry"].mean > 3 / 31
 

@@ -111,10 +111,12 @@ def test_what_it_keeps_is_bounded_and_as_said(monkeypatch):
             blocked.blocked_attention(q, k, v, 1.0, window=window)
         assert sum(x.numel() * x.element_size() for x in kept if x.shape[-1] != 8) == blocked.kept_bytes(q, window)
         assert blocked.kept_bytes(q, window) < share * 2 * 6 * 300 * 300 * 4
-    monkeypatch.setattr(blocked, "MOST_BYTES", blocked.kept_bytes(q) - 1)
-    assert not kernels._by_blocks(q, k, v)
-    with torch.no_grad():  # which keeps nothing
-        assert kernels._by_blocks(q, k, v)
+    for module, name, window in ((kernels, "BLOCKED_BYTES", None), (blocked, "MOST_BYTES", 280)):
+        assert kernels._by_blocks(q, k, v, window)
+        monkeypatch.setattr(module, name, blocked.kept_bytes(q, window) - 1)
+        assert not kernels._by_blocks(q, k, v, window)
+        with torch.no_grad():  # which keeps nothing
+            assert kernels._by_blocks(q, k, v, window)
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")

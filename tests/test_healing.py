@@ -1,5 +1,7 @@
 """Healing trains what a conversion made, keeps it where no text gets worse, and resumes."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -10,7 +12,9 @@ from transformers import (
 )
 
 from conversions import converted, logits, tiny, tokens
-from querykey.conversion.heal import divergence, heal
+from querykey.conversion.evaluate import TextCost
+from querykey.conversion.heal import divergence, heal, trained
+from querykey.conversion.report import _healed
 from querykey.conversion.texts import Text, drawn_text
 
 
@@ -53,6 +57,29 @@ def test_healing_that_makes_a_text_worse_is_not_kept(tmp_path):
     assert found.healed["worse"]
     for x, expected in zip(found.model.parameters(), values, strict=True):
         assert torch.equal(x, expected)
+
+
+def test_half_of_the_change_is_kept_where_all_of_it_makes_a_text_worse(texts, tmp_path, monkeypatch):
+    found = converted(dtype=torch.float32, cache=0.3)
+    before = TextCost("two", 24, (2.0, 2.0), (2.5, 2.5), 0.5, 0.8)
+    answers = iter([replace(before, after=(2.6, 2.5)), replace(before, after=(2.4, 2.5))])
+    found.switch.separate_outputs()
+    closed = [x.detach().clone() for x in trained(found.switch)]
+    results = []
+
+    def evaluate(texts, watch):
+        results.append([x.detach().clone() for x in trained(found.switch)])
+        found.costs = [next(answers)]
+        return found.costs
+
+    found.costs = [before]
+    monkeypatch.setattr(found, "evaluate", evaluate)
+    assert heal(found, texts[:1], texts[1:], steps=2, rate=1e-2, folder=tmp_path, save_strategy="no")
+    assert found.healed["share"] == 0.5
+    assert "50 % is kept" in _healed(found.healed)
+    for start, end, kept in zip(closed, results[0], trained(found.switch), strict=True):
+        torch.testing.assert_close(kept, (start + end) / 2)
+    assert any(not torch.equal(start, end) for start, end in zip(closed, results[0], strict=True))
 
 
 @pytest.mark.slow

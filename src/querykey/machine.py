@@ -6,12 +6,16 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 def description() -> dict[str, Any]:
@@ -68,6 +72,12 @@ def one_thread() -> Iterator[None]:
     """
     with threads(1):
         yield
+
+
+def at_once(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """``map(function, items)``, as many items at a time as torch has threads: where each keeps one thread busy."""
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        yield from pool.map(function, items)
 
 
 def _slug(name: str) -> str:

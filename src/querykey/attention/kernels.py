@@ -24,9 +24,10 @@ from querykey.attention.tracing import wants_plain
 
 Route = Literal["fused", "blocked", "products"]
 
-# Lengths at which blocks of rows are faster on a CPU: benchmarks/blocked.py
+# Lengths at which blocks of rows are faster on a CPU, and what they may keep for that: benchmarks/blocked.py
 BLOCKED_TRAINING = range(256, 2049)
 BLOCKED_FORWARD = range(256, 513)
+BLOCKED_BYTES = 2**25  # of weights, where the fused kernel would keep none
 BLOCKED_WINDOW = 256  # and longer: the fused kernel computes all scores of a masked window, benchmarks/windows.py
 
 _force_blocks: bool | None = None
@@ -182,13 +183,14 @@ def _by_blocks(q: Tensor, k: Tensor, v: Tensor, window: int | None = None, modif
     if wants_plain(q) or not torch.backends.cuda.flash_sdp_enabled():  # which `sdpa_kernel` switches off
         return False
     training = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+    most = blocked.MOST_BYTES
     if modifiers.needs_scores or modifiers.slopes is not None:
         wins = True  # the alternative forms all scores, or a mask of all pairs
     elif window is not None:
         wins = q.shape[-2] >= BLOCKED_WINDOW
     else:
-        wins = q.shape[-2] in (BLOCKED_TRAINING if training else BLOCKED_FORWARD)
-    return wins and (not training or blocked.kept_bytes(q, window) <= blocked.MOST_BYTES)
+        wins, most = q.shape[-2] in (BLOCKED_TRAINING if training else BLOCKED_FORWARD), BLOCKED_BYTES
+    return wins and (not training or blocked.kept_bytes(q, window) <= most)
 
 
 def _by_products(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> bool:

@@ -14,11 +14,12 @@ from querykey.bilinear.closed_form_rotary import best_signed_rotary, best_tied_r
 from querykey.bilinear.form import METRICS, BilinearForm
 from querykey.bilinear.key_value import SharedKeyValue, best_key_value
 from querykey.bilinear.nulls import Null, null, random_heads
-from querykey.bilinear.rotary import RotaryForm
+from querykey.bilinear.rotary import ROTARY_METRICS, RotaryForm
 from querykey.bilinear.rotation import Rotation
 
 __all__ = [
     "METRICS",
+    "ROTARY_METRICS",
     "BilinearForm",
     "Null",
     "RotaryForm",

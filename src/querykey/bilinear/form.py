@@ -16,6 +16,7 @@ about eps in regular heads and √eps where A or B loses rank.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import sqrt
@@ -247,9 +248,9 @@ class BilinearForm:
         key_only = inner(self.key_term, self.key_term)
         return ratio(key_only, key_only + self.energy)
 
-    def metrics(self) -> dict[str, Tensor]:
-        """Every measure of `METRICS` that this form has, by name, each of shape (...heads)."""
-        return {name: getattr(self, name) for name in METRICS if name != "directionality" or self.row_norms is not None}
+    def metrics(self, names: Iterable[str] = METRICS) -> dict[str, Tensor]:
+        """Those of these measures that this form has, by name, each of shape (...heads)."""
+        return {name: getattr(self, name) for name in names if name != "directionality" or self.row_norms is not None}
 
     def part(self, dimensions: Bool[Tensor, "head_dim"]) -> BilinearForm:
         """The form of some head dimensions: `A_s B_sᵀ` with the chosen columns."""

@@ -9,6 +9,7 @@ random heads. For large dim these are drawn as Gram matrices, at a cost that doe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import sqrt
 from typing import Literal, NamedTuple
 
@@ -16,10 +17,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from querykey.bilinear.form import BilinearForm
+from querykey.bilinear.form import METRICS, BilinearForm
 from querykey.bilinear.gram import joint_gram
-from querykey.bilinear.rotary import RotaryForm
+from querykey.bilinear.rotary import ROTARY_METRICS, RotaryForm
 from querykey.bilinear.rotation import Rotation
+from querykey.machine import at_once, one_thread
 
 
 class Null(NamedTuple):
@@ -38,13 +40,15 @@ def null(
     draws: int = 64,
     rotation: Rotation | None = None,
     spectrum: Float[Tensor, "dim"] | None = None,
+    measures: Sequence[str] = METRICS,
+    rotary_measures: Sequence[str] = ROTARY_METRICS,
 ) -> dict[str, Null]:
-    """The null of every measure of `BilinearForm` except the norm, by name.
+    """The null of these measures of `BilinearForm`, by name; the norm has none.
 
-    With a `rotation` also of those of `RotaryForm`, as `symmetry_rotary`, `tied_share_rotary`, `distance_rotary`. For
-    forms made from data, pass the `spectrum` of the covariance of the layer's inputs: the null is then that of random
-    weights on such inputs, all of it simulated, without directionality. Raises ValueError for fewer than two
-    dimensions or draws, and for a spectrum whose length is not dim.
+    With a `rotation` also of the `rotary_measures` of `RotaryForm`, as `symmetry_rotary` and so on. For forms made from
+    data, pass the `spectrum` of the covariance of the layer's inputs: the null is then that of random weights on such
+    inputs, all of it simulated, without directionality. Raises ValueError for fewer than two dimensions or draws, and
+    for a spectrum whose length is not dim.
     """
     if dim < 2 or draws < 2:
         raise ValueError(f"{dim} dimensions and {draws} draws; a null needs at least 2 of each")
@@ -52,19 +56,23 @@ def null(
         raise ValueError(
             f"the spectrum has {len(spectrum)} values; expected {dim}, one for each dimension of the inputs"
         )
-    at_once = max(2, 2**20 // (2 * head_dim) ** 2)  # bounds the memory for large heads
-    parts = []
-    for first in range(0, draws, at_once):
-        heads = random_heads(dim, head_dim, min(at_once, draws - first), generator, spectrum)
-        values = {name: value for name, value in heads.metrics().items() if name != "norm"}
+
+    @one_thread()
+    def measured(heads: BilinearForm) -> dict[str, Tensor]:
+        values = heads.metrics(name for name in measures if name != "norm")
         if rotation is not None:
             rotary = RotaryForm(heads, rotation)
-            values |= {f"{name}_rotary": getattr(rotary, name) for name in ("symmetry", "tied_share", "distance")}
-        parts.append(values)
+            values |= {f"{name}_rotary": getattr(rotary, name) for name in rotary_measures}
+        return values
+
+    size = max(2, 2**20 // (2 * head_dim) ** 2)  # of a part: bounds the memory for large heads
+    counts = [min(size, draws - first) for first in range(0, draws, size)]
+    heads = [random_heads(dim, head_dim, count, generator, spectrum) for count in counts]
+    parts = list(at_once(measured, heads))
     simulated = {name: _simulated(torch.cat([values[name] for values in parts])) for name in parts[0]}
     if spectrum is not None:
         return simulated
-    formulas = _formulas(dim, head_dim)
+    formulas = {name: one for name, one in _formulas(dim, head_dim).items() if name in measures}
     if "directionality" in simulated:
         formulas["directionality"] = formulas["directionality"]._replace(std=simulated["directionality"].std)
     return simulated | formulas

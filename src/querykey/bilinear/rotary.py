@@ -21,6 +21,8 @@ from querykey.bilinear.form import BilinearForm
 from querykey.bilinear.gram import inner, ratio
 from querykey.bilinear.rotation import Rotation
 
+ROTARY_METRICS = ("symmetry", "tied_share", "distance")
+
 
 @dataclass(frozen=True, eq=False)
 class RotaryForm:

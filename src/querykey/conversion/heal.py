@@ -16,7 +16,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from querykey.conversion.convert import Conversion, mixed
-from querykey.conversion.evaluate import TextCost, overall
+from querykey.conversion.evaluate import overall
 from querykey.conversion.fit import Switch
 from querykey.conversion.texts import Text
 from querykey.extras import load
@@ -24,7 +24,8 @@ from querykey.extras import load
 if TYPE_CHECKING:
     from querykey.report.progress import Watch
 
-RATE = 5e-5
+RATE = 1e-4
+SHARES = (1.0, 0.5)  # of the way from the closed form to the trained weights that are tried
 
 
 def heal(
@@ -39,6 +40,9 @@ def heal(
     **options: Any,
 ) -> bool:
     """Train for `steps` windows of `texts`, and keep the result if no evaluation text gets worse; whether it was kept.
+
+    Where one does, the weights halfway between the closed form and the result are tried, and kept on the same condition
+    (weights along that line as in arXiv 2109.01903).
 
     Args:
         conversion: evaluated already, or it will be; its `costs` are those of what it is afterwards.
@@ -55,15 +59,20 @@ def heal(
     switch.separate_outputs()
     closed = [parameter.detach().clone() for parameter in trained(switch)]
     train(switch, mixed(texts), steps=steps, rate=rate, folder=Path(folder), watch=watch, **options)
-    after = conversion.evaluate(evaluation, watch)
-    worse = [b.name for a, b in zip(before, after, strict=True) if b.ratio.value > a.ratio.value]
-    conversion.healed = {
-        "steps": steps, "rate": rate, "before": overall(before).value, "after": overall(after).value,
-        "kept": not worse, "worse": ", ".join(worse),
-    }  # fmt: skip
-    if worse:
-        _put_back(conversion, closed, before)
-    return not worse
+    result = [parameter.detach().clone() for parameter in trained(switch)]
+    for share in SHARES:
+        _between(switch, closed, result, share)
+        after = conversion.evaluate(evaluation, watch)
+        worse = [b.name for a, b in zip(before, after, strict=True) if b.ratio.value > a.ratio.value]
+        conversion.healed = {
+            "steps": steps, "rate": rate, "share": share, "before": overall(before).value,
+            "after": overall(after).value, "kept": not worse, "worse": ", ".join(worse),
+        }  # fmt: skip
+        if not worse:
+            return True
+    _between(switch, closed, result, 0.0)
+    conversion.costs = before
+    return False
 
 
 def trained(switch: Switch) -> Iterator[nn.Parameter]:
@@ -141,7 +150,7 @@ def _watcher(transformers: Any, watch: Watch) -> Any:
 
 
 @torch.no_grad()
-def _put_back(conversion: Conversion, closed: Sequence[Tensor], costs: list[TextCost]) -> None:
-    for parameter, values in zip(trained(conversion.switch), closed, strict=True):
-        parameter.copy_(values)
-    conversion.costs = costs
+def _between(switch: Switch, closed: Sequence[Tensor], result: Sequence[Tensor], share: float) -> None:
+    """The weights that far from the closed form to the result."""
+    for parameter, before, after in zip(trained(switch), closed, result, strict=True):
+        parameter.copy_(before.lerp(after, share))

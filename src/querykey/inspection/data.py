@@ -22,7 +22,7 @@ from querykey.inspection.images import Images
 from querykey.inspection.measures import with_null
 from querykey.inspection.options import Per
 from querykey.inspection.text import Text
-from querykey.machine import one_thread
+from querykey.machine import at_once, one_thread
 from querykey.models.huggingface import HuggingFaceModel
 from querykey.models.moments import Moments
 from querykey.models.rotation import rotary_form
@@ -30,6 +30,7 @@ from querykey.models.trace import LayerTrace
 from querykey.report.progress import Watch
 
 ON_DATA = ("symmetry", "effective_rank", "distance")
+SHARES = ("tied_share", "signed_share")  # that the best shared heads keep
 EFFECTS = ("cosine", "perplexity")
 MEASURED = 2  # the measures of a layer take about as long as two layers on one batch
 
@@ -86,8 +87,11 @@ def on_inputs(model: HuggingFaceModel, reading: Reading, *, per: Per, window: in
         model.trace(batch, see=each_layer(model, fit_to))
     yardstick = Yardstick(model, measured, read)
     frames = []
-    for number, moments in seen.moments.items():
-        metric = _in_own_metric(moments, fitted[number], window) if number in free else {}
+
+    def measured_layer(number: int) -> dict[str, Any]:
+        return _in_own_metric(seen.moments[number], fitted[number], window) if number in free else {}
+
+    for (number, moments), metric in zip(seen.moments.items(), at_once(measured_layer, seen.moments), strict=True):
         columns = metric | seen.behaviour(number)
         frames.append(pd.DataFrame({"module": moments.layer.name, "head": range(moments.layer.query.heads), **columns}))
         count(f"measures on {reading.reads}", MEASURED)
@@ -161,6 +165,8 @@ def _in_own_metric(moments: Moments, fitted: Moments, window: int | None) -> dic
         draws=32,
         rotation=None if turning is None else turning.rotation,
         spectrum=spectrum,
+        measures=(*ON_DATA, *SHARES),
+        rotary_measures=("symmetry", "tied_share"),
     )
     random = {_named(name): one for name, one in random.items()}
     own = fitted.form()

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from querykey.inspection.options import Per
@@ -53,7 +54,8 @@ class _Batch:
 class Yardstick:
     """The output of a model as it is on some pieces of text or images, with which others are compared.
 
-    `see` gets the number in the checkpoint and the trace of each layer, as it has run on a batch.
+    `nothing` is the effect of no replacement. `see` gets the number in the checkpoint and the trace of each layer, as
+    it has run on a batch.
     """
 
     def __init__(
@@ -64,10 +66,14 @@ class Yardstick:
     ) -> None:
         self.model, self.scored = model, False
         self._batches: list[_Batch] = []
+        losses = []
         for batch in batches(model, inputs):
             trace, start = model.start(batch, each_layer(model, see))
             self.scored = model.causal and trace.logits is not None
             self._batches.append(_Batch(batch, trace.hidden, start))
+            if self.scored:
+                losses.append(_losses(trace.logits, batch))
+        self.nothing = Effect(1.0, 1.0, _perplexity(losses))
 
     def effect(self, interventions: Interventions) -> Effect:
         """The effect of these interventions."""
@@ -76,14 +82,23 @@ class Yardstick:
             found = self.model.output(batch.inputs, interventions, batch.start, logits=self.scored)
             cosines.append(F.cosine_similarity(found.hidden, batch.hidden, dim=-1).flatten())
             pooled.append(F.cosine_similarity(found.hidden.mean(1), batch.hidden.mean(1), dim=-1))
-            if self.scored and found.logits is not None:
-                logits, following = (
-                    found.logits[:, :-1].flatten(0, 1),
-                    batch.inputs[:, 1:].flatten().to(found.logits.device),
-                )
-                losses.append(F.cross_entropy(logits, following, reduction="none"))
-        perplexity = math.exp(torch.cat(losses).double().mean()) if losses else math.nan
-        return Effect(float(torch.cat(cosines).mean()), float(torch.cat(pooled).mean()), perplexity)
+            if self.scored:
+                losses.append(_losses(found.logits, batch.inputs))
+        return Effect(float(torch.cat(cosines).mean()), float(torch.cat(pooled).mean()), _perplexity(losses))
+
+
+def _losses(
+    logits: Float[Tensor, "batch length vocabulary"] | None, ids: Int[Tensor, "batch length"]
+) -> Float[Tensor, " _"]:
+    """The loss of each token but the first of each piece, in nats."""
+    assert logits is not None
+    following = ids[:, 1:].flatten().to(logits.device)
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1), following, reduction="none")
+
+
+def _perplexity(losses: list[Tensor]) -> float:
+    """NaN where nothing was predicted."""
+    return math.exp(torch.cat(losses).double().mean()) if losses else math.nan
 
 
 def each_layer(model: HuggingFaceModel, see: Callable[[int, LayerTrace], None]) -> Callable[[LayerTrace], None]:
@@ -119,7 +134,7 @@ def forecast(
     places = [(at, n) for at, n in enumerate(yardstick.model.numbers) if n in fitted]
     replacements = Replacements({at: fitted[n] for at, n in places})
     nothing = {"scope": "none", "module": "", "layer": -1, "head": -1, "replacement": ""}
-    rows = [nothing | yardstick.effect({})._asdict()]
+    rows = [nothing | yardstick.nothing._asdict()]
     for (scope, layer, head, kind), layers in zip(
         _todo(fitted, per), layers_run(yardstick.model, fitted, per), strict=True
     ):

@@ -17,13 +17,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from querykey.bilinear import METRICS, BilinearForm, Null, Rotation, null, random_heads
+from querykey.bilinear import METRICS, ROTARY_METRICS, BilinearForm, Null, Rotation, null, random_heads
 from querykey.bilinear.gram import inner, ratio
 from querykey.checkpoint import HeadMap, LayerWeights
 from querykey.machine import one_thread
 from querykey.models.rotation import rotary_form
 
-ROTARY = ("symmetry", "tied_share", "distance")
 ACROSS = ("norm", "effective_rank", "stable_rank")
 
 
@@ -49,8 +48,7 @@ class Nulls:
         key = dim, head_dim, rotary
         if key not in self._known:
             generator = torch.Generator().manual_seed(0)
-            with one_thread():
-                self._known[key] = null(dim, head_dim, generator, draws=32, rotation=rotation)
+            self._known[key] = null(dim, head_dim, generator, draws=32, rotation=rotation)
         return self._known[key]
 
     def across(self, dims: tuple[int, int], head_dim: int) -> dict[str, Null]:
@@ -82,7 +80,7 @@ def measure_layer(weights: LayerWeights, nulls: Nulls, window: int | None) -> tu
     with one_thread():
         measured: dict[str, Tensor] = form.metrics()
         if turning is not None:
-            measured |= {f"{name}_rotary": getattr(turning, name) for name in ROTARY}
+            measured |= {f"{name}_rotary": getattr(turning, name) for name in ROTARY_METRICS}
     return _rows(weights, form, measured, random, summed_symmetry(weights)), spectrum(form)
 
 
@@ -106,7 +104,7 @@ def _rows(
     layer, (heads, dim, _) = weights.map, weights.W_Q.shape
     measured["norm"] = form.norm / (layer.query.factor * layer.key.factor)  # of what is stored
     columns: dict[str, Any] = {"layer": layer.number, "head": range(heads), "kv_head": layer.key_head}
-    for name in (*METRICS, *(f"{name}_rotary" for name in ROTARY)):
+    for name in (*METRICS, *(f"{name}_rotary" for name in ROTARY_METRICS)):
         columns |= with_null(name, measured.get(name), random)
     columns["layer_symmetry"], columns["layer_symmetry_null"] = (
         (np.nan, np.nan) if summed is None else (summed, 1 / dim)

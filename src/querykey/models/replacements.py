@@ -41,7 +41,7 @@ from querykey.bilinear import (
     shared_bias,
 )
 from querykey.checkpoint import Rotary
-from querykey.machine import one_thread
+from querykey.machine import at_once, one_thread
 from querykey.models.intervention import HeadInput, Intervention, Interventions
 from querykey.models.moments import Moments
 from querykey.models.rotation import paired_order, rotary_form
@@ -124,12 +124,11 @@ class Replacements:
             raise ValueError(f"no replacement {kind!r} for this model; it has {', '.join(self.kinds)}")
         if kind == "trained":
             return {}
-        return {(layer, head): self._fit(kind, self.moments[layer]).intervention(head) for layer, head in places}
-
-    def _fit(self, kind: Kind, moments: Moments) -> Replacement:
-        if (kind, moments) not in self._fits:
-            self._fits[kind, moments] = fit(kind, moments, self.window)
-        return self._fits[kind, moments]
+        chosen = [(layer, head, (kind, self.moments[layer])) for layer, head in places]
+        missing = [key for key in dict.fromkeys(key for *_, key in chosen) if key not in self._fits]
+        fits = at_once(lambda key: fit(*key, self.window), missing)
+        self._fits.update(zip(missing, fits, strict=True))
+        return {(layer, head): self._fits[key].intervention(head) for layer, head, key in chosen}
 
 
 @one_thread()
