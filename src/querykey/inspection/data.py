@@ -88,10 +88,11 @@ def on_inputs(model: HuggingFaceModel, reading: Reading, *, per: Per, window: in
     yardstick = Yardstick(model, measured, read)
     frames = []
 
-    def measured_layer(number: int) -> dict[str, Any]:
-        return _in_own_metric(seen.moments[number], fitted[number], window) if number in free else {}
+    def measures(number: int) -> dict[str, Any]:
+        moments = seen.moments.pop(number)  # which are not needed any more
+        return _in_own_metric(moments, fitted[number], window) if number in free else {}
 
-    for (number, moments), metric in zip(seen.moments.items(), at_once(measured_layer, seen.moments), strict=True):
+    for (number, moments), metric in zip(fitted.items(), at_once(measures, fitted), strict=True):
         columns = metric | seen.behaviour(number)
         frames.append(pd.DataFrame({"module": moments.layer.name, "head": range(moments.layer.query.heads), **columns}))
         count(f"measures on {reading.reads}", MEASURED)

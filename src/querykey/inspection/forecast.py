@@ -92,8 +92,8 @@ def _losses(
 ) -> Float[Tensor, " _"]:
     """The loss of each token but the first of each piece, in nats."""
     assert logits is not None
-    following = ids[:, 1:].flatten().to(logits.device)
-    return F.cross_entropy(logits[:, :-1].flatten(0, 1), following, reduction="none")
+    pieces = zip(logits, ids.to(logits.device), strict=True)  # each by itself: logits are the largest tensor of all
+    return torch.cat([F.cross_entropy(scores[:-1], piece[1:], reduction="none") for scores, piece in pieces])
 
 
 def _perplexity(losses: list[Tensor]) -> float:
