@@ -27,6 +27,7 @@ from querykey.design import Design
 from querykey.explorer import builtin, subjects, views
 from querykey.explorer.cache import Cache
 from querykey.explorer.completion import lost
+from querykey.explorer.converted import recorded_original
 from querykey.explorer.matrices import matrices, scores
 from querykey.explorer.measures import cycles, symmetry
 from querykey.explorer.rounding import rounded
@@ -307,7 +308,13 @@ def test_a_converted_model_beside_its_original(tmp_path: Path) -> None:
             best = model(ids).logits[0].softmax(-1).amax(-1)
         assert [row[0][1] for row in predictions] == pytest.approx(best.tolist(), abs=1e-4)
     assert viewer.effect("The cat.", Focus(0, 0, "converted")) == viewer.effect("The cat.", Focus(1, 3, "converted"))
-    (tmp_path / "original").rename(tmp_path / "gone")
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    for folder in (half, Path(original)):
+        folder.rename(moved / folder.name)
+    assert recorded_original(moved / "half") == str(moved / "original")
+    half, original = moved / "half", str(moved / "original")
+    (moved / "original").rename(tmp_path / "gone")
     assert Viewer(offers(half)["given"].open()).about()["converted"] is None
     saved_model(tmp_path / "other", 256, byte_tokenizer())
     for wrong, reason in ((half, "differ in"), (tmp_path / "gone", "no section 'querykey'")):

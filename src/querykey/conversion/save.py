@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -76,6 +77,9 @@ def save(
     check_free(folder)
     model, place = switch.model, Path(folder)
     check_space(model_bytes(model), place)
+    original = section["original"]
+    if original and Path(original).exists():  # named from the new folder, so that both can move together
+        section = section | {"original": Path(os.path.relpath(original, place)).as_posix()}
     partial = place.with_name(f".{place.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:

@@ -59,15 +59,18 @@ class Converted:
 
 
 def recorded_original(folder: str | Path) -> str | None:
-    """The original that the config.json of a folder names, if it is still there: a folder, or in the Hub's cache."""
+    """The original that the config.json of a folder names, if it is still there: a folder (as seen from that one, or
+    from here), or in the Hub's cache.
+    """
     path = Path(folder) / "config.json"
     if not path.exists():
         return None
     original = json.loads(path.read_text(encoding="utf-8")).get(SECTION, {}).get("original")
     if not isinstance(original, str):
         return None
-    if (Path(original) / "config.json").exists():
-        return original
+    for place in (Path(folder) / original, Path(original)):
+        if (place / "config.json").exists():
+            return str(place.resolve())
     if not REPOSITORY.fullmatch(original):
         return None
     cached = load("huggingface_hub", "inspect").try_to_load_from_cache(original, "config.json")
