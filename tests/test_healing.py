@@ -82,6 +82,15 @@ def test_half_of_the_change_is_kept_where_all_of_it_makes_a_text_worse(texts, tm
     assert any(not torch.equal(start, end) for start, end in zip(closed, results[0], strict=True))
 
 
+def test_healing_in_half_precision_leaves_the_model_in_its_own(texts, tmp_path):
+    found = converted(dtype=torch.float32, cache=0.3)
+    sizes, ids = found.cache_bytes(), texts[0].windows[:2]
+    heal(found, texts[:1], texts[1:], steps=1, rate=0.0, folder=tmp_path, save_strategy="no", bf16=True)
+    assert found.cache_bytes() == sizes
+    with found.original():
+        torch.testing.assert_close(logits(found.model, ids), logits(tiny().float(), ids), rtol=0, atol=0)
+
+
 @pytest.mark.slow
 def test_healing_resumes(texts, tmp_path):
     def stop(what: str, done: int, total: int) -> None:

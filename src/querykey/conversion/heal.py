@@ -95,6 +95,7 @@ def train(
     transformers = load("transformers", "convert")
     load("accelerate", "convert")
     model, wanted = switch.model, [p for p in switch.model.parameters() if p.requires_grad]
+    own = {name: vars(model).get(name) for name in ("forward", "_original_forward")}
     model.requires_grad_(False)
     for parameter in trained(switch):
         parameter.requires_grad_(True)
@@ -114,6 +115,8 @@ def train(
     try:
         trainer.train(resume_from_checkpoint=any(folder.glob("checkpoint-*")) or None)
     finally:
+        for name, method in own.items():  # accelerate leaves the model under autocast
+            vars(model).pop(name, None) if method is None else setattr(model, name, method)
         model.requires_grad_(False)
         for parameter in wanted:
             parameter.requires_grad_(True)
