@@ -33,6 +33,17 @@ def test_the_original_comes_back(half):
     torch.testing.assert_close(logits(model, ids), shared, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_both_models_move_together(family):
+    conversion, ids = converted(family, torch.float32, cache=0.5), tokens()
+    conversion.model.to(torch.bfloat16)
+    with conversion.original():
+        expected = logits(tiny(family).to(torch.bfloat16), ids)
+        torch.testing.assert_close(logits(conversion.model, ids), expected, rtol=0, atol=0)
+    assert logits(conversion.model, ids).dtype == torch.bfloat16
+    assert {x.dtype for x in conversion.model.parameters()} == {torch.bfloat16}
+
+
 def test_moments_are_those_of_single_tokens():
     """Against gradients by explicit perturbation variables, with the same labels."""
     model = tiny("qwen2")

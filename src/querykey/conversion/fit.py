@@ -102,9 +102,10 @@ class Switch:
 
     def _put(self, states: Sequence[_Modules]) -> None:
         for layer, state in zip(self.layers, states, strict=True):
+            like = next(layer.attention.get_submodule(next(iter(layer.rows))).parameters())
             layer.attention.__class__ = state.kind
-            for name, module in state.modules.items():
-                layer.attention.set_submodule(name, module)
+            for name, module in state.modules.items():  # which `model.to` did not see while they were out of the model
+                layer.attention.set_submodule(name, module.to(like.device, like.dtype))
             if layer.name not in state.modules:
                 layer.attention._modules.pop(layer.name, None)
             else:
