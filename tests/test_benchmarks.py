@@ -41,7 +41,7 @@ def script(name, monkeypatch, *words):
 
 def test_every_script_is_tried():
     known = {*KERNELS, "gpu", "conversion", "curve", "latents", "engines", "loop", "reading", "explore", "options"}
-    known |= {"census"}
+    known |= {"census", "packing"}
     assert {path.stem for path in FOLDER.glob("*.py")} == known
 
 
@@ -56,6 +56,14 @@ def test_kernels(name, monkeypatch, capsys):
     module.main()
     lines = [line for line in capsys.readouterr().out.splitlines() if RATIO.search(line)]
     assert len(lines) == rows
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_packing(monkeypatch, capsys):
+    script("packing", monkeypatch, "--rounds", "4", "--shapes", "3,8,32,2", "2,300,32,2").main()
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if RATIO.search(line)]
+    assert [row[0] for row in rows] == ["| 3, 8, 32, 2", "| 2, 300, 32, 2"]
+    assert float(rows[1][2]) < 1  # of the memory under a mask
 
 
 @pytest.mark.usefixtures("unchecked")
