@@ -5,6 +5,7 @@ import random
 import sqlite3
 import sys
 import threading
+from contextlib import closing
 
 import psutil
 import pytest
@@ -208,7 +209,7 @@ def test_databases_of_others_are_refused(tmp_path):
     with pytest.raises(RecordsError, match="there are no records under"):
         Records(tmp_path / "nothing")
     Records(tmp_path / "old", create=True).close()
-    with sqlite3.connect(tmp_path / "old" / "records.sqlite") as database:
+    with closing(sqlite3.connect(tmp_path / "old" / "records.sqlite")) as database:
         database.execute("pragma user_version = 99")
     with pytest.raises(RecordsError, match="has layout 99, made by another version"):
         Records(tmp_path / "old")
@@ -222,7 +223,7 @@ def test_databases_of_others_are_refused(tmp_path):
 
 def test_what_is_stored_is_strict_json(undisturbed):
     folder, *_ = undisturbed
-    with sqlite3.connect(folder / "records.sqlite") as database:
+    with closing(sqlite3.connect(folder / "records.sqlite")) as database:
         for row in database.execute("select config, metrics, curve, origin from cells"):
             for text in row:
                 json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))

@@ -106,7 +106,11 @@ class Records:
         with self._failing_in_words():
             self.folder.mkdir(parents=True, exist_ok=True)
             self._database = sqlite3.connect(self.path, isolation_level=None)
-            self._make_tables()
+            try:
+                self._make_tables()
+            except BaseException:
+                self.close()
+                raise
 
     def _make_tables(self) -> None:
         (found,) = self._database.execute("pragma user_version").fetchone()
