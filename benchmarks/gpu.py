@@ -60,13 +60,7 @@ def commands(device: str, tiny: bool, out: Path, config: Path) -> list[list[str]
         ["-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", str(ROOT / "tests" / "test_gpu.py")],
         [*bench, *designs, "--out", str(out / "gpu-causal")],
         [*bench, *designs, *window, "--out", str(out / "gpu-window")],
-        [
-            str(ROOT / "benchmarks" / "packing.py"),
-            "--device",
-            device,
-            *packing,
-            "3,8,32,2" if tiny else "8,512,1024,16",
-        ],
+        packing,
         example,
         [*bench, "--designs", "q,k,v", "--rotary", "--against", "mha", "hf", "--out", str(out / "gpu-libraries")],
     ]
