@@ -140,7 +140,7 @@ def figure(conversion: Conversion) -> str:
 def _healed(healed: dict[str, Any]) -> str:
     if healed["kept"]:
         ratios = f"perplexity ratio {number(healed['before'], 3)} before, {number(healed['after'], 3)} after"
-        part = "" if healed.get("share", 1.0) == 1.0 else f", of whose change {percent(healed['share'])} is kept"
+        part = "" if healed["share"] == 1 else f", of whose change {percent(healed['share'])} is kept"
         return f"healed in {healed['steps']} steps{part}: {ratios}"
     return f"healing for {healed['steps']} steps made {healed['worse']} worse, so the closed form was kept"
 
