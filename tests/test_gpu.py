@@ -1,14 +1,30 @@
 """The layer on an accelerator against the formula on the CPU: `pytest -m gpu`; QUERYKEY_DEVICE=cpu tries the tests."""
 
 import os
+from dataclasses import replace
 
 import pytest
 import torch
+from pandas.testing import assert_frame_equal
+from transformers import AutoModelForCausalLM
 
+import conversions
+import querykey.hf
+import test_compile
+import test_hf
+from checkpoints import tiny_config
+from conversions import SMALL, byte_tokenizer, logits, tiny
 from querykey import KVCache, SelfAttention
 from querykey.bench.memory import peak_bytes
+from querykey.conversion.convert import convert
+from querykey.conversion.heal import heal
+from querykey.conversion.texts import Text
+from querykey.inspection.inspect import examine
+from querykey.study.training import train
 from querykey.transformer import Transformer
+from test_forecast import with_words
 from test_layer import QUICK, make, oracle, stepwise
+from test_training import cell
 
 DEVICE = torch.device(os.environ.get("QUERYKEY_DEVICE", "cuda"))
 pytestmark = [
@@ -121,3 +137,78 @@ def test_generation_is_repeatable_and_that_of_the_cpu():
         assert torch.equal(model.generate(prompts, 9, **how).cpu(), wanted)
     one, other = (model.generate(prompts, 9, seed=5, top_p=0.9) for _ in range(2))
     assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2", "bert"])
+def test_models_of_transformers_attend_as_under_sdpa(family):
+    querykey.hf.register()
+    ids = test_hf.tokens().to(DEVICE)
+    models = [test_hf.tiny(family, name).to(DEVICE, torch.float64) for name in ("querykey", "sdpa")]
+    rows = {"attention_mask": test_hf.LEFT_PADDING.to(DEVICE)}
+    with torch.no_grad():
+        found, expected = (model(ids, **rows).logits[rows["attention_mask"] == 1] for model in models)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+    if family != "bert":
+        how = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0, "eos_token_id": 1, **rows}
+        one, other = (model.generate(ids, **how) for model in models)
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("design", ["q,k,v", "q=k,v+core=full", "q,k=v+latent=16"])
+def test_training_gives_the_losses_of_the_cpu(design):
+    found, expected = (
+        train(replace(cell(design, "induction", positions="rotary"), device=str(device))) for device in (DEVICE, "cpu")
+    )
+    assert found.curve["validation"] == pytest.approx(expected.curve["validation"], rel=1e-3)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_an_inspection_gives_the_numbers_of_the_cpu(family, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text(" ".join(f"w{number * number % 55}" for number in range(700)))
+    model = AutoModelForCausalLM.from_config(tiny_config(family), dtype=torch.float64)
+    folder = with_words(model, tmp_path / family)
+    found, expected = (
+        examine(folder, text=text, pieces=6, forecast="head", device=str(device)) for device in (DEVICE, "cpu")
+    )
+    assert_frame_equal(found.heads, expected.heads, rtol=1e-4)
+    assert_frame_equal(found.data.forecast, expected.data.forecast, rtol=1e-4)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("share", ["kv", "qk"])
+def test_a_conversion_is_that_of_the_cpu_and_heals(share, tmp_path):
+    ids = conversions.tokens()
+    found, expected = (
+        convert(tiny("llama").to(device), byte_tokenizer(), **SMALL, share=share) for device in (DEVICE, "cpu")
+    )
+    torch.testing.assert_close(
+        logits(found.model, ids.to(DEVICE)).cpu(), logits(expected.model, ids), rtol=0, atol=1e-6
+    )
+    texts = [Text("one", conversions.tokens(batch=6, length=24))]
+    found.model.float()
+    heal(found, texts, texts, steps=4, rate=1e-3, folder=tmp_path, save_strategy="no")
+    assert found.healed["after"] <= found.healed["before"] or not found.healed["kept"]
+    assert next(found.model.parameters()).device.type == DEVICE.type
+
+
+RECORDED = """
+import sys, torch
+from querykey import KVCache, SelfAttention
+
+device = torch.device(sys.argv[1])
+for design in sys.argv[2:]:
+    layer = SelfAttention(128, 4, design, causal=True, rotary=True, device=device)
+    x = torch.randn(2, 70, 128, device=device)
+    cache = KVCache.static(2, 75, layer.layout, device=device, dtype=torch.float32)
+    step = torch.compile(layer, fullgraph=True, mode="reduce-overhead" if device.type == "cuda" else None)
+    with torch.no_grad():
+        parts = [layer(x[:, :60], cache=cache), *(step(one, cache=cache).clone() for one in x[:, 60:].split(1, 1))]
+        torch.testing.assert_close(torch.cat(parts, 1), layer(x), rtol=0, atol=1e-3)
+print("compiled", len(sys.argv) - 2)
+"""
+
+
+def test_steps_recorded_as_one_graph_decode_with_a_static_cache():
+    test_compile.ran(RECORDED, str(DEVICE), "q,k,v", "q=k,v+core=full", "q,k=v+latent=48", "q,k,v+kv_heads=2")
