@@ -3,8 +3,9 @@
     python benchmarks/gpu.py [--device cuda] [--minutes 9] [--out benchmarks/results]
     python benchmarks/gpu.py --device cpu --tiny          # tries the script where no GPU is
 
-Prefill, training and decoding of designs with latents, with windows, and against other libraries; a Llama-style decoder
-with a static cache in one compiled graph; packed documents against a mask of all pairs. Each step is a command of its
+Prefill, training and decoding of designs with latents, with windows, and against other libraries; decoding steps that
+are recorded as one graph; packed documents against a mask of all pairs; a Llama-style decoder with a static cache in
+one compiled graph. Each step is a command of its
 own, which is printed. What does not fit into the time is named at the end.
 """
 
@@ -48,21 +49,26 @@ def main() -> int:
 
 def commands(device: str, tiny: bool, out: Path, config: Path) -> list[list[str]]:
     """The steps, the most important ones first."""
-    shapes = ["2,16,32,2"] if tiny else ["8,1024,1024,16", "2,4096,1024,16"]
-    bench = ["-m", "querykey.cli", "bench", "--device", device, "--dtype", "float32" if tiny else "bfloat16"]
-    bench += ["--rounds", "4" if tiny else "9", "--cached", "16" if tiny else "8192", "--causal", "--shapes", *shapes]
+    script, dtype = str(ROOT / "benchmarks"), "float32" if tiny else "bfloat16"
+    where = ["--device", device, "--dtype", dtype, "--rounds", "4" if tiny else "9"]
+    shapes = ["2,16,32,2"] if tiny else ["16,2048,2048,16", "2,16384,2048,16"]  # small ones time the launches
+    bench = ["-m", "querykey.cli", "bench", *where, "--cached", "16" if tiny else "8192", "--causal", "--shapes"]
     designs = ["--designs", *(DESIGNS[:2] if tiny else DESIGNS)]
-    window = ["--window", "8" if tiny else "1024"]
-    packing = [str(ROOT / "benchmarks" / "packing.py"), "--device", device]
-    packing += ["--dtype", "float32" if tiny else "bfloat16", "--shapes", "3,8,32,2" if tiny else "8,512,1024,16"]
+    window = ["--passes", "prefill", "training", "--window", "8" if tiny else "1024"]
+    packing = [f"{script}/packing.py", *where, "--shapes", "3,8,32,2" if tiny else "16,1024,2048,16"]
+    steps = ["2,16,32,2"] if tiny else ["8,8192,2048,16", "64,8192,2048,16"]
+    recorded = [f"{script}/recorded.py", *where, "--shapes", *steps, *(designs if tiny else [])]
     example = [str(ROOT / "examples" / "llama.py"), str(config), "--new", "8" if tiny else "256", "--compile"]
+    libraries = ["--designs", "q,k,v", "--rotary", "--against", "mha", "hf"]
     return [
         ["-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", str(ROOT / "tests" / "test_gpu.py")],
-        [*bench, *designs, "--out", str(out / "gpu-causal")],
-        [*bench, *designs, *window, "--out", str(out / "gpu-window")],
+        [*bench, *shapes, *designs, "--out", str(out / "gpu-causal")],
+        recorded,
+        [*bench, *shapes, *designs, *window, "--out", str(out / "gpu-window")],
         packing,
+        [*packing, "--ragged"],
+        [*bench, shapes[0], *libraries, "--out", str(out / "gpu-libraries")],
         example,
-        [*bench, "--designs", "q,k,v", "--rotary", "--against", "mha", "hf", "--out", str(out / "gpu-libraries")],
     ]
 
 

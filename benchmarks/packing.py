@@ -1,8 +1,9 @@
 """Packed documents, causal: time and peak memory of a training step, over the same layer under a mask of all pairs.
 
-    python benchmarks/packing.py [--device cuda] [--dtype bfloat16] [--rounds 15] [--shapes 8,512,512,8 …]
+    python benchmarks/packing.py [--device cuda] [--dtype bfloat16] [--rounds 15] [--shapes 8,512,512,8 …] [--ragged]
 
-A shape is (documents, tokens in each, dim, heads); all documents lie in one row. Ratios of times within a round, with
+A shape is (documents, tokens in each, dim, heads); all documents lie in one row. With --ragged their lengths rise from
+almost none to twice that. Ratios of times within a round, with
 the interval that holds the middle half of the rounds. The step without documents, whose memory is the least that a
 causal layer takes, stands beside it.
 """
@@ -27,6 +28,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--shapes", nargs="+", default=SHAPES)
+    parser.add_argument("--ragged", action="store_true")
     chosen = parser.parse_args()
     print("| documents, tokens, dim, heads | time | memory | memory without documents, causal |\n|---|--:|--:|--:|")
     for shape in chosen.shapes:
@@ -38,7 +40,9 @@ def measured(shape: str, chosen: argparse.Namespace) -> list[str]:
     device, dtype = torch.device(chosen.device), getattr(torch, chosen.dtype)
     layer = SelfAttention(dim, heads, causal=True, device=device, dtype=dtype)
     x = torch.randn(1, count * length, dim, device=device, dtype=dtype, requires_grad=True)
-    document = torch.arange(count, device=device).repeat_interleave(length)[None]
+    ends = torch.arange(1, count + 1, device=device) * length
+    ends = ends**2 // (count * length) if chosen.ragged else ends
+    document = torch.bucketize(torch.arange(count * length, device=device), ends, right=True)[None]
     mask = (document[:, :, None] == document[:, None])[:, None]
     leaves = [x, *layer.parameters()]
     steps = {

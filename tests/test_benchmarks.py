@@ -41,7 +41,7 @@ def script(name, monkeypatch, *words):
 
 def test_every_script_is_tried():
     known = {*KERNELS, "gpu", "conversion", "curve", "latents", "engines", "loop", "reading", "explore", "options"}
-    known |= {"census", "packing"}
+    known |= {"census", "packing", "recorded"}
     assert {path.stem for path in FOLDER.glob("*.py")} == known
 
 
@@ -64,6 +64,19 @@ def test_packing(monkeypatch, capsys):
     rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if RATIO.search(line)]
     assert [row[0] for row in rows] == ["| 3, 8, 32, 2", "| 2, 300, 32, 2"]
     assert float(rows[1][2]) < 1  # of the memory under a mask
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_packing_of_several_lengths(monkeypatch, capsys):
+    script("packing", monkeypatch, "--rounds", "4", "--shapes", "5,60,32,2", "--ragged").main()
+    assert sum(bool(RATIO.search(line)) for line in capsys.readouterr().out.splitlines()) == 1
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_recorded_steps(monkeypatch, capsys):
+    script("recorded", monkeypatch, "--rounds", "4", "--shapes", "2,16,32,2", "--designs", "q,k,v", "q,k=v").main()
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if RATIO.search(line)]
+    assert [(row[1], row[6]) for row in rows] == [("q,k,v", "1"), ("q,k=v", "0.5")]
 
 
 @pytest.mark.usefixtures("unchecked")

@@ -18,6 +18,7 @@ from querykey import KVCache, SelfAttention
 from querykey.bench.memory import peak_bytes
 from querykey.conversion.convert import convert
 from querykey.conversion.heal import heal
+from querykey.conversion.save import load
 from querykey.conversion.texts import Text
 from querykey.inspection.inspect import examine
 from querykey.study.training import train
@@ -111,6 +112,41 @@ def test_caches_decode_what_the_whole_at_once_gives(design):
             torch.testing.assert_close(torch.cat(steps, 1), expected, rtol=0, atol=1e-10)
 
 
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("design", ["q,k,v", "q=k,v+core=full", "q,k=v+kv_heads=2", "q,k=v+latent=48"])
+@pytest.mark.parametrize("inputs", ["window", "documents", "window documents", "padding", "both sides", "chunks"])
+def test_what_the_fused_kernel_would_mask_takes_flash_attention(inputs, design, dtype):
+    """Output and gradient, against float64; documents and padding of many lengths."""
+    torch.manual_seed(0)
+    options = {"causal": inputs != "both sides", "window": 50 if "window" in inputs else None}
+    layer = SelfAttention(128, 4, design, rotary=True, **options, device=DEVICE, dtype=dtype)
+    x = torch.randn(2, 300, 128, device=DEVICE, dtype=dtype, requires_grad=inputs != "chunks")
+    given = {}
+    if "documents" in inputs or inputs == "both sides":
+        lengths = torch.tensor([7, 130, 1, 62, 100], device=DEVICE)
+        given["document"] = torch.arange(5, device=DEVICE).repeat_interleave(lengths)[None]
+    elif inputs == "padding":
+        given["key_padding"] = torch.arange(300, device=DEVICE) < torch.tensor([[300], [171]], device=DEVICE)
+
+    def results(layer, x):
+        if inputs == "chunks":
+            cache = KVCache()
+            with torch.no_grad():
+                return (torch.cat([layer(part, cache=cache) for part in x.split((100, 90, 110), 1)], 1),)
+        out = layer(x, **given)
+        return out, *torch.autograd.grad(out.float().sin().sum(), x)
+
+    if DEVICE.type == "cuda" and inputs == "window":
+        assert layer.backend(x) == "flash"
+    found = results(layer, x)
+    expected = results(layer.double(), x.detach().double().requires_grad_(x.requires_grad))
+    for one, other in zip(found, expected, strict=True):
+        assert float((one - other).norm().detach() / other.norm().detach()) < (
+            0.02 if dtype == torch.bfloat16 else 0.003
+        )
+
+
 def test_packing_takes_a_fraction_of_the_memory_of_a_mask():
     layer = SelfAttention(128, 4, causal=True, device=DEVICE)
     x = torch.randn(1, 8 * 512, 128, device=DEVICE, requires_grad=True)
@@ -178,16 +214,28 @@ def test_an_inspection_gives_the_numbers_of_the_cpu(family, tmp_path):
 
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("share", ["kv", "qk"])
-def test_a_conversion_is_that_of_the_cpu_and_heals(share, tmp_path):
+def test_a_conversion_is_that_of_the_cpu(share, tmp_path):
     ids = conversions.tokens()
     found, expected = (
         convert(tiny("llama").to(device), byte_tokenizer(), **SMALL, share=share) for device in (DEVICE, "cpu")
     )
-    torch.testing.assert_close(
-        logits(found.model, ids.to(DEVICE)).cpu(), logits(expected.model, ids), rtol=0, atol=1e-6
-    )
+    on_device, texts = ids.to(DEVICE), [Text("one", conversions.tokens(batch=6, length=24))]
+    given = logits(found.model, on_device)
+    torch.testing.assert_close(given.cpu(), logits(expected.model, ids), rtol=0, atol=1e-6)
+    assert found.evaluate(texts)[0].after == pytest.approx(expected.evaluate(texts)[0].after, rel=1e-6)
+    with found.original():
+        torch.testing.assert_close(logits(found.model, on_device).cpu(), logits(tiny("llama"), ids))
+    for plain in (True, False):
+        folder = found.save(tmp_path / str(plain), plain=plain)
+        torch.testing.assert_close(logits(load(folder).to(DEVICE, torch.float64), on_device), given)
+    how = {"max_new_tokens": 9, "do_sample": False}
+    assert torch.equal(found.model.generate(on_device, **how).cpu(), expected.model.generate(ids, **how))
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_conversion_heals(tmp_path):
+    found = convert(tiny("llama").to(DEVICE, torch.float32), byte_tokenizer(), **SMALL)
     texts = [Text("one", conversions.tokens(batch=6, length=24))]
-    found.model.float()
     heal(found, texts, texts, steps=4, rate=1e-3, folder=tmp_path, save_strategy="no")
     assert found.healed["after"] <= found.healed["before"] or not found.healed["kept"]
     assert next(found.model.parameters()).device.type == DEVICE.type

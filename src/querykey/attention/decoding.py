@@ -80,6 +80,11 @@ class CachedAttention(Projections):
         """The weighted values of each head, (batch, heads, query, size), by a kernel."""
         return kernels.run((scoring or self.scoring).call(q, k, v, mask, self.current_dropout, self.sinks))
 
+    def weighted_together(self, q: Tensor, k: Tensor, v: Tensor, lengths: list[int]) -> Tensor | None:
+        """The same within sequences of these lengths, which fill all rows in turn, by one kernel; None if none can."""
+        call = self.scoring.packed(q, k, v, lengths, self.current_dropout, self.sinks)
+        return None if call is None else kernels.run(call)
+
     def explicit(
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scoring: Scoring | None = None, first: int = 0
     ) -> tuple[Tensor, Tensor]:

@@ -3,13 +3,14 @@
 PyTorch falls back to its quadratic kernel silently, for instance where values have another size than keys. Here the
 arguments are first made to fit, and `backend_of` names what will run. On a CPU, causal attention over some hundred
 positions is computed by blocks of rows where that is faster (`blocked.py`). A single query, as in decoding, is computed
-by two matrix products where padding or repeating all cached keys and values would cost more than the attention.
+by two matrix products where padding or repeating all cached keys and values would cost more than the attention. On
+CUDA, windows, packed sequences and chunks behind a cache take a kernel that needs no mask (`varlen.py`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal, NamedTuple
 
@@ -18,11 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend
 
-from querykey.attention import blocked, masks, reference
+from querykey.attention import blocked, masks, reference, varlen
 from querykey.attention.modifiers import NONE, Modifiers, capped
 from querykey.attention.tracing import wants_plain
 
-Route = Literal["fused", "blocked", "products"]
+Route = Literal["fused", "blocked", "products", "varlen"]
 
 # Lengths at which blocks of rows are faster on a CPU, and what they may keep for that: benchmarks/blocked.py
 BLOCKED_TRAINING = range(256, 2049)
@@ -48,7 +49,8 @@ class Call(NamedTuple):
     """The arguments of one kernel call; `size` is that of the values before they were padded.
 
     `route` says what computes it: the "fused" kernel of PyTorch, "blocked" rows, which apply the self-mask and the
-    window by themselves, or the "products" of the formula.
+    window by themselves, the "products" of the formula, or the "varlen" kernel, which applies the window and takes the
+    `lengths` of packed sequences.
     """
 
     q: Tensor
@@ -63,6 +65,7 @@ class Call(NamedTuple):
     selfmask: bool = False
     window: int | None = None
     modifiers: Modifiers = NONE
+    lengths: Sequence[int] | None = None
 
 
 def prepare(
@@ -90,6 +93,9 @@ def prepare(
     queries, keys = q.shape[-2], k.shape[-2]
     if causal and mask is None and not dropout and queries == keys and _by_blocks(q, k, v, window, modifiers):
         return Call(q, k, v, None, 0.0, True, scale, v.shape[-1], "blocked", selfmask, window, modifiers)
+    masked = causal and queries > 1 and (window is not None or queries != keys)  # by the fused kernel
+    if masked and mask is None and not selfmask and _by_varlen(q, k, v, dropout, modifiers):
+        return Call(q, k, v, None, 0.0, True, scale, v.shape[-1], "varlen", window=window)
     products, slopes = modifiers.needs_scores or _by_products(q, k, v, dropout), modifiers.slopes
     plain = mask is None and not selfmask and window is None and slopes is None and not products
     simple = False  # by a branch: `and` would give a symbolic value where the lengths in a graph are symbolic
@@ -111,10 +117,32 @@ def prepare(
     return Call(q, k, v, mask, dropout, simple, scale, size)
 
 
+def packed(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lengths: Sequence[int],
+    *,
+    scale: float,
+    causal: bool,
+    dropout: float,
+    selfmask: bool,
+    window: int | None,
+    modifiers: Modifiers,
+) -> Call | None:
+    """The arguments for sequences of these lengths, which fill all rows one after the other; None if no kernel can."""
+    if selfmask or not _by_varlen(q, k, v, dropout, modifiers):
+        return None
+    return Call(q, k, v, None, 0.0, causal, scale, v.shape[-1], "varlen", window=window, lengths=lengths)
+
+
 def run(call: Call) -> Tensor:
     """The attention of a prepared call: (batch, heads, query, size of the values)."""
     if call.route == "blocked":
         return blocked.blocked_attention(call.q, call.k, call.v, call.scale, call.selfmask, call.window, call.modifiers)
+    if call.route == "varlen":
+        q, k, v, scale, causal = call.q, call.k, call.v, call.scale, call.causal
+        return varlen.attention(q, k, v, scale=scale, causal=causal, window=call.window, lengths=call.lengths)
     if call.route == "products":
         return _products(call)
     mask, none_left = call.mask, None
@@ -140,7 +168,7 @@ def run(call: Call) -> Tensor:
 def backend_of(call: Call) -> str:
     """What `run` will use: "flash", "efficient", "cudnn", "blocked", "products", or "math", the quadratic one."""
     if call.route != "fused":
-        return call.route
+        return "flash" if call.route == "varlen" else call.route
     # PyTorch has no public function for this; its dispatcher answers for the arguments that it will get.
     chosen = torch._fused_sdp_choice(
         call.q,
@@ -191,6 +219,11 @@ def _by_blocks(q: Tensor, k: Tensor, v: Tensor, window: int | None = None, modif
     else:
         wins, most = q.shape[-2] in (BLOCKED_TRAINING if training else BLOCKED_FORWARD), BLOCKED_BYTES
     return wins and (not training or blocked.kept_bytes(q, window) <= most)
+
+
+def _by_varlen(q: Tensor, k: Tensor, v: Tensor, dropout: float, modifiers: Modifiers) -> bool:
+    """Whether the kernel for sequences side by side computes what is asked."""
+    return not dropout and not modifiers.needs_scores and modifiers.slopes is None and varlen.able(q, k, v)
 
 
 def _by_products(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> bool:

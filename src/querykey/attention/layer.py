@@ -247,7 +247,7 @@ class SelfAttention(CachedAttention):
         """Self-attention within documents, or among the tokens of rows with padding."""
         q, k, v = self.queries_keys_values(x, sequence.next(Span(0, x.shape[1])))
         q = self.with_temperature(q)
-        out = packed.attend(lambda q, k, v: self.weighted(q, k, v, None), q, k, v, pieces)
+        out = packed.attend(lambda q, k, v: self.weighted(q, k, v, None), self.weighted_together, q, k, v, pieces)
         return self.output(out, v)
 
     def _forward_nested(self, x: Tensor, alone: bool) -> Tensor:

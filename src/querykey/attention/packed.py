@@ -71,11 +71,28 @@ def own_tokens(
     return key_padding.index_select(1, own - length)
 
 
-def attend(run: Callable[[Tensor, Tensor, Tensor], Tensor], q: Tensor, k: Tensor, v: Tensor, pieces: Pieces) -> Tensor:
-    """``run(q, k, v)`` on each piece that is tokens: (batch, heads, length, size), zeros elsewhere."""
+def attend(
+    run: Callable[[Tensor, Tensor, Tensor], Tensor],
+    together: Callable[[Tensor, Tensor, Tensor, list[int]], Tensor | None],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pieces: Pieces,
+) -> Tensor:
+    """``run(q, k, v)`` on each piece that is tokens: (batch, heads, length, size), zeros elsewhere.
+
+    ``together(q, k, v, lengths)`` is asked first for pieces of several lengths, and may give None.
+    """
     batch, length = q.shape[0], q.shape[2]
+    equal = all(pieces.tokens) and len(set(pieces.lengths)) == 1
+    if not equal and (at_once := together(q, k, v, pieces.lengths)) is not None:
+        if all(pieces.tokens):
+            return at_once
+        lengths = torch.tensor(pieces.lengths, device=q.device)
+        tokens = torch.tensor(pieces.tokens, device=q.device).repeat_interleave(lengths, output_size=batch * length)
+        return at_once.masked_fill(~tokens.view(batch, 1, length, 1), 0.0)
     flat = [tensor.transpose(1, 2).flatten(0, 1) for tensor in (q, k, v)]  # (tokens, heads, size)
-    if all(pieces.tokens) and len(set(pieces.lengths)) == 1:
+    if equal:
         stacked = (tensor.unflatten(0, (len(pieces.lengths), -1)).transpose(1, 2) for tensor in flat)
         out = run(*stacked).transpose(1, 2).flatten(0, 1)
     else:
@@ -88,8 +105,8 @@ def attend(run: Callable[[Tensor, Tensor, Tensor], Tensor], q: Tensor, k: Tensor
                 for real, part in zip(pieces.tokens, parts, strict=True)
             ]
         )
-    together: Tensor = out.unflatten(0, (batch, length)).transpose(1, 2)
-    return together
+    whole: Tensor = out.unflatten(0, (batch, length)).transpose(1, 2)
+    return whole
 
 
 def _runs(ids: Tensor) -> tuple[list[int], list[int]]:

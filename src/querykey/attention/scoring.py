@@ -6,6 +6,7 @@ scores = similarity(q, k); weights = softmax(scores, masked); out = weights v
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -73,21 +74,15 @@ class Scoring:
         sinks: Tensor | None = None,
     ) -> kernels.Call:
         """The kernel call that gives the weighted values; (batch, heads, length, size) each."""
-        q, k, v = _one_dtype(q, k, v)
-        changes = modifiers.Modifiers(self.softcap, self._slopes(q), sinks)
-        q, k = similarity.as_dot_product(q, k, self.similarity, exact=changes.needs_scores)
-        return kernels.prepare(
-            q,
-            k,
-            v,
-            scale=self.scale,
-            causal=self.causal,
-            mask=mask,
-            dropout=dropout,
-            selfmask=self.selfmask,
-            window=self.window,
-            modifiers=changes,
-        )
+        q, k, v, options = self._products(q, k, v, dropout, sinks)
+        return kernels.prepare(q, k, v, mask=mask, **options)
+
+    def packed(
+        self, q: Tensor, k: Tensor, v: Tensor, lengths: list[int], dropout: float = 0.0, sinks: Tensor | None = None
+    ) -> kernels.Call | None:
+        """The same within sequences of these lengths, which fill all rows in turn; None if no kernel can."""
+        q, k, v, options = self._products(q, k, v, dropout, sinks)
+        return kernels.packed(q, k, v, lengths, **options)
 
     def explicit(
         self,
@@ -103,6 +98,18 @@ class Scoring:
         mask = self.mask(mask, q, k.shape[-2])
         weights = reference.masked_softmax(self.scores(q, k), mask, sinks).to(v.dtype)
         return reference.weighted_sum(weights, v, dropout), weights
+
+    def _products(
+        self, q: Tensor, k: Tensor, v: Tensor, dropout: float, sinks: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, dict[str, Any]]:
+        """Tensors whose scores are scaled dot products, and the options of a kernel."""
+        q, k, v = _one_dtype(q, k, v)
+        changes = modifiers.Modifiers(self.softcap, self._slopes(q), sinks)
+        q, k = similarity.as_dot_product(q, k, self.similarity, exact=changes.needs_scores)
+        return q, k, v, {
+            "scale": self.scale, "causal": self.causal, "dropout": dropout, "selfmask": self.selfmask,
+            "window": self.window, "modifiers": changes,
+        }  # fmt: skip
 
 
 def _one_dtype(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:

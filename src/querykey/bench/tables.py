@@ -9,7 +9,7 @@ from statistics import geometric_mean
 from querykey.bench.bench import Bench, Row
 from querykey.bench.config import Config
 from querykey.bench.timing import Spread
-from querykey.report.numbers import plural, size
+from querykey.report.numbers import plural, significant, size
 from querykey.report.table import Cell, Column, Table
 
 _NOISE = 0.05  # of a ratio: less is as good as a timing gets, and no reason to warn
@@ -125,7 +125,7 @@ def _cells(row: Row, first: Row) -> list[Cell | str]:
         "" if row.predicted is None else f"{row.predicted:.2f}",
         size(row.peak_bytes),
         row.backend,
-        f"{row.rate / 1e9:,.3g}",
+        significant(row.rate / 1e9),
     ]
     if first.cache_bytes is not None:
         cells.append("" if row.cache_bytes is None else f"{row.cache_bytes:,}")

@@ -20,10 +20,13 @@ if TYPE_CHECKING:
 
 
 def fit_layers(layers: Sequence[SharedLayer], moments: Sequence[Moments]) -> list[LatentFit]:
-    """The closest latents of each layer: in its Fisher metric, on its inputs, half of them weighted by gradient."""
+    """The closest latents of each layer: in its Fisher metric, on its inputs, half of them weighted by gradient.
+
+    Fitted where the moments are, which is on the CPU: in float64, for which few accelerators are made.
+    """
     return [
         fit_latent(
-            layer.weights(),
+            layer.weights().to(found.inputs.device),
             token_weighted(found.inputs, found.weighted),
             found.metric,
             scale_moment=found.inputs / found.tokens,

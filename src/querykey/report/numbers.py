@@ -46,6 +46,12 @@ def perplexity(value: float) -> str:
     return number(value, 2 if value < 100 else 0)
 
 
+def significant(value: float) -> str:
+    """Three digits, and no power of ten: `0.0128`, `41.9`, `401,000`."""
+    rounded = float(f"{value:.3g}")
+    return f"{rounded:,.0f}" if rounded >= 100 else f"{rounded:g}"
+
+
 def amount(value: float) -> str:
     """Four digits and a unit: 41943040 is `41.94 M`; below a million the number itself."""
     for size, unit in ((1e12, " T"), (1e9, " G"), (1e6, " M")):
