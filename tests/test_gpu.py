@@ -41,6 +41,21 @@ def moved(inputs):
     return {name: moved(one) for name, one in inputs.items()} if isinstance(inputs, dict) else inputs.to(DEVICE)
 
 
+def recorded(step, device):
+    """The step as a function that replays its kernels; on a CPU, the step."""
+    if device.type == "cpu":
+        return step
+    aside = torch.cuda.Stream()
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):
+        step()
+    torch.cuda.current_stream().wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = step()
+    return lambda: (graph.replay(), out)[1]
+
+
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_every_design_equals_the_formula(dtype):
@@ -239,6 +254,22 @@ def test_a_conversion_heals(tmp_path):
     heal(found, texts, texts, steps=4, rate=1e-3, folder=tmp_path, save_strategy="no")
     assert found.healed["after"] <= found.healed["before"] or not found.healed["kept"]
     assert next(found.model.parameters()).device.type == DEVICE.type
+
+
+@pytest.mark.parametrize("design", ["q,k,v", "q,k=v", "q,k=v+latent=48", "q,k,v+kv_heads=2"])
+@pytest.mark.parametrize("options", [{}, {"window": 20}, {"alibi": True, "softcap": 5.0, "sinks": True}])
+@torch.no_grad()
+def test_a_step_can_be_recorded_as_a_cuda_graph(design, options):
+    layer = SelfAttention(128, 4, design, causal=True, rotary=True, **options, device=DEVICE)
+    x, given = torch.randn(2, 70, 128, device=DEVICE), torch.empty(2, 1, 128, device=DEVICE)
+    cache = KVCache.static(2, 75, layer.layout, device=DEVICE, dtype=torch.float32)
+    parts = [layer(x[:, :60], cache=cache)]
+    step = recorded(lambda: layer(given, cache=cache), DEVICE)
+    cache.crop(60)  # what recording has added
+    for one in x[:, 60:].split(1, 1):
+        given.copy_(one)
+        parts.append(step().clone())
+    torch.testing.assert_close(torch.cat(parts, 1), layer(x), rtol=0, atol=1e-3)
 
 
 RECORDED = """

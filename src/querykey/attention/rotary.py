@@ -19,6 +19,7 @@ from querykey.positions import Frequencies
 
 _FEWEST, _MOST = 64, 2**16  # positions in a kept table: it doubles, and beyond the second only for calls as long as it
 _tables: dict[tuple[Frequencies, bool, int, torch.dtype, torch.device], tuple[Tensor, Tensor]] = {}
+_frequencies: dict[tuple[Frequencies, bool, torch.device], Tensor] = {}
 
 
 def rotate(
@@ -114,7 +115,17 @@ def angles(frequencies: Frequencies, positions: Tensor, length: int | None = Non
     """
     if length is None:
         length = int(positions.max()) + 1 if frequencies.limit and positions.numel() else 1
-    return positions.double().unsqueeze(-1) * frequencies.at(length, positions.device)
+    return positions.double().unsqueeze(-1) * _of_pairs(frequencies, length, positions)
+
+
+def _of_pairs(frequencies: Frequencies, length: int, positions: Tensor) -> Float[Tensor, " pairs"]:
+    """On the device of the positions, kept: a step that is recorded as a CUDA graph can copy nothing to it."""
+    if wants_plain(positions) or frequencies.growth is not None:
+        return frequencies.at(length, positions.device)
+    key = frequencies, length > frequencies.limit > 0, positions.device
+    if key not in _frequencies:
+        _frequencies[key] = frequencies.at(length, positions.device)
+    return _frequencies[key]
 
 
 def _cos_sin(frequencies: Frequencies, angle: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
