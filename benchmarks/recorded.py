@@ -95,7 +95,12 @@ def _recorded(step: Callable[[], Tensor], device: torch.device) -> Callable[[], 
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         step()
-    return graph.replay
+
+    def replay() -> Callable[[], Tensor]:
+        graph.replay()
+        return step  # whose tensors a graph does not keep alive
+
+    return replay
 
 
 if __name__ == "__main__":

@@ -236,8 +236,8 @@ def test_a_conversion_is_that_of_the_cpu(share, tmp_path):
     )
     on_device, texts = ids.to(DEVICE), [Text("one", conversions.tokens(batch=6, length=24))]
     given = logits(found.model, on_device)
-    torch.testing.assert_close(given.cpu(), logits(expected.model, ids), rtol=0, atol=1e-6)
-    assert found.evaluate(texts)[0].after == pytest.approx(expected.evaluate(texts)[0].after, rel=1e-6)
+    torch.testing.assert_close(given.cpu(), logits(expected.model, ids), rtol=0, atol=1e-4)  # moments are float32
+    assert found.evaluate(texts)[0].after == pytest.approx(expected.evaluate(texts)[0].after, rel=1e-4)
     with found.original():
         torch.testing.assert_close(logits(found.model, on_device).cpu(), logits(tiny("llama"), ids))
     for plain in (True, False):
