@@ -38,7 +38,7 @@ test-slow: setup ## the tests that take minutes
 test-models: setup ## tests on trained models: make test-models QUERYKEY_MODELS=FOLDER
 	QUERYKEY_MODELS=$(QUERYKEY_MODELS) $(BIN)/python -m pytest -q -m models
 
-test-gpu: setup ## tests and benchmarks on a GPU, at most 9 minutes
+test-gpu: setup ## tests and benchmarks on a GPU, about five minutes
 	$(BIN)/python benchmarks/gpu.py
 
 check: setup ## formatting, lint and types

@@ -93,7 +93,7 @@ def test_gpu_script_on_the_cpu(tmp_path):
     done = subprocess.run([sys.executable, FOLDER / "gpu.py", *words], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
     assert "| 3, 8, 32, 2 |" in done.stdout
-    assert {path.name for path in tmp_path.iterdir()} == {"gpu-causal", "gpu-window", "gpu-libraries"}
+    assert len(list(tmp_path.glob("*.csv"))) == 3  # of designs, of windows, of other libraries
 
 
 @pytest.mark.slow

@@ -239,7 +239,8 @@ def test_a_conversion_is_that_of_the_cpu(share, tmp_path):
     torch.testing.assert_close(given.cpu(), logits(expected.model, ids), rtol=0, atol=1e-4)  # moments are float32
     assert found.evaluate(texts)[0].after == pytest.approx(expected.evaluate(texts)[0].after, rel=1e-4)
     with found.original():
-        torch.testing.assert_close(logits(found.model, on_device).cpu(), logits(tiny("llama"), ids))
+        # transformers computes the angles of the rotation in float32
+        torch.testing.assert_close(logits(found.model, on_device).cpu(), logits(tiny("llama"), ids), rtol=0, atol=1e-5)
     for plain in (True, False):
         folder = found.save(tmp_path / str(plain), plain=plain)
         torch.testing.assert_close(logits(load(folder).to(DEVICE, torch.float64), on_device), given)

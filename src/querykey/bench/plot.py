@@ -36,11 +36,11 @@ def _figure(result: Bench) -> Figure:
     figure = Figure(figsize=(_WIDTH / 72, height / 72))
     wide = (_WIDTH - _LEFT - 14 - _GAP * (len(passes) - 1)) / len(passes)
     looks = palette(row.name for row in rows)
-    limit = _limit(rows)
     for number, what in enumerate(passes):
         left = (_LEFT + number * (wide + _GAP)) / _WIDTH
         axes = figure.add_axes((left, _BOTTOM / height, wide / _WIDTH, 1 - (_TOP + _BOTTOM) / height))
-        _panel(axes, [row for row in rows if row.what == what], places, looks, limit)
+        shown = [row for row in rows if row.what == what]
+        _panel(axes, shown, places, looks, _limit(shown))
         cached = f", {result.config.cached:,} positions cached" if what == "decoding" else ""
         axes.set_title(what + cached, fontsize=10, loc="left", pad=6)
         axes.set_xlabel(f"time relative to {rows[0].name}", fontsize=9)

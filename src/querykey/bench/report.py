@@ -63,11 +63,12 @@ def notes(result: Bench) -> list[str]:
 
 
 def write(result: Bench, folder: str | Path) -> list[Path]:
-    """Write MACHINE.csv, MACHINE.md and MACHINE.svg, each whole or not at all; see `stem` for the name."""
+    """Write MACHINE.csv, MACHINE.md and, of several designs, MACHINE.svg, each whole or not at all; see `stem`."""
     from querykey.bench.plot import as_svg
 
-    name = stem(result)
-    texts = {"csv": as_csv(result), "md": as_markdown(result, picture=f"{name}.svg"), "svg": as_svg(result)}
+    name, several = stem(result), len(result.config.designs) > 1
+    texts = {"csv": as_csv(result), "md": as_markdown(result, picture=f"{name}.svg" * several)}
+    texts |= {"svg": as_svg(result)} if several else {}
     paths = [Path(folder) / f"{name}.{kind}" for kind in texts]
     for path, text in zip(paths, texts.values(), strict=True):
         with write_atomically(path) as partial:
