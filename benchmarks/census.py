@@ -5,7 +5,7 @@ python benchmarks/census.py llama clip      # these
 
 Each type is built from its own default configuration, with two layers where it has more, and without weights. A type is
 *traced* if every attention in it is a row, *traced in part* if some is named with a reason instead, and has *no
-attention* where nothing computes a softmax of products of queries and keys.
+attention* where no softmax of products of queries and keys was found.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
 from querykey.checkpoint import CheckpointError, ModelMap, probe
 
-NONE = ("it has no attention", "does not compute a softmax of products")  # in the message of `probe`
+NONE = ("it has no attention", "no softmax of products")  # in the message of `probe`
 SECONDS = 60  # for one type, at most
 DEPTHS = (
     "num_hidden_layers", "num_layers", "n_layer", "n_layers", "encoder_layers", "decoder_layers", "num_encoder_layers",
@@ -82,9 +82,7 @@ def _found(kind: str) -> ModelMap:
     """The attention of a type at two layers, or at its own depth if it does not run with two."""
     try:
         return probe(shallow(transformers.AutoConfig.for_model(kind)))
-    except Exception as error:  # a changed configuration may fail in any way
-        if any(words in str(error) for words in NONE):
-            raise
+    except Exception:  # a changed configuration may fail in any way, or have no attention in its first two layers
         return probe(transformers.AutoConfig.for_model(kind))
 
 

@@ -98,6 +98,7 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
     "electra": ("electra", SQUARE | {"embedding_size": 20}),
     "distilbert": ("distilbert", {"vocab_size": 61, "dim": 48, "hidden_dim": 56, "n_layers": 2, "n_heads": 6}),
     "modernbert": ("modernbert", SQUARE | {"global_attn_every_n_layers": 2}),
+    "deberta": ("deberta", SQUARE | {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]}),
     "albert": ("albert", SQUARE | {"embedding_size": 20}),
     "t5": ("t5", {"vocab_size": 61, "d_model": 40, "d_kv": 8, "d_ff": 56, "num_layers": 2, "num_heads": 6}),
     "bart": (
@@ -162,6 +163,7 @@ QUICK = {
     "bert",
     "modernbert",
     "albert",
+    "deberta",
     "t5",
     "opt",
     "gpt_bigcode",
@@ -274,7 +276,10 @@ def tie(model: PreTrainedModel, layer: HeadMap) -> None:
     parameters = dict(model.named_parameters())
     (query,), (key,) = layer.query.parts, layer.key.parts
     group = torch.tensor(layer.key_head)
-    pairs = [(query.weight, key.weight, query.rows, key.rows), (query.bias, key.bias, query.rows, key.rows)]
+    pairs = [(query.weight, key.weight, query.rows, key.rows)]
+    pairs += [(q.name, k.name, q.places, k.places) for q, k in zip(query.biases, key.biases, strict=False)]
+    for bias in query.biases[len(key.biases) :]:  # which only queries have
+        parameters[bias.name].flatten()[bias.places] = 0
     if query.norm and key.norm and query.gain is not None and key.gain is not None:
         pairs.append((query.norm.weight, key.norm.weight, query.gain, key.gain))
     for to, of, to_rows, of_rows in pairs:

@@ -241,6 +241,8 @@ TOWERS = CROSSED | {
     "siglip": {"vision_config": IMAGE, "text_config": TEXT},
     "swin": {"image_size": 32, "embed_dim": 24, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4},
     "wav2vec2": WIDTHS | SOUND,
+    "wav2vec2-conformer": WIDTHS | SOUND | {"conv_depthwise_kernel_size": 3},  # relative positions
+    "pixtral": IMAGE,  # the images of a batch are one sequence
     "llava": {
         "vision_config": IMAGE | {"model_type": "clip_vision_model"},
         "text_config": TEXT | {"model_type": "llama"},

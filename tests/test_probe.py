@@ -139,6 +139,18 @@ def test_nothing_is_left_behind() -> None:
     )
 
 
+def test_what_is_added_later_is_a_bias_of_its_own() -> None:
+    """Also with its numbers in another order, as in DeBERTa."""
+
+    def fused(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return (linear(x, weight, bias).unflatten(-1, (9, 5)) + bias.view(5, 9).t()).flatten(-2)
+
+    (layer,) = of_plain(product, fused).layers.values()
+    first, second = layer.key.parts[0].biases
+    assert first.places.equal(torch.arange(15, 30))
+    assert second.places.equal(torch.arange(45).view(5, 9).T.flatten()[15:30])
+
+
 def test_latent_projections_have_two_steps() -> None:
     layer = probe(tiny_config("deepseek_v3")).layers[0]
     (query,) = layer.query.parts
@@ -390,7 +402,7 @@ def product(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def summed(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     weights = (torch.einsum("bhid,bhjd->bhij", q, k) * 0.7).softmax(dim=-1)
-    return torch.einsum("bhij,bhjd->bhid", weights, v)
+    return torch.einsum("bhij,bhjd->bhid", [weights, v])
 
 
 def batched(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -417,6 +429,7 @@ def of_plain(attention: Callable[..., Tensor], fused: Callable[..., Tensor] = li
         lambda x, weight, bias: x @ weight.t() + bias,
         lambda x, weight, bias: torch.addmm(bias, x.flatten(0, 1), weight.t()).view(*x.shape[:2], 45),
         lambda x, weight, bias: torch.cat([linear(x, weight[i : i + 15], bias[i : i + 15]) for i in (0, 15, 30)], -1),
+        lambda x, weight, bias: (bias.view(9, 5) + (x @ weight.t()).unflatten(-1, (9, 5))).flatten(-2),  # by heads
     ],
 )
 def test_attention_and_projections_in_any_spelling(
@@ -425,9 +438,12 @@ def test_attention_and_projections_in_any_spelling(
     (layer,) = of_plain(attention, fused).layers.values()
     assert layer.value
     for number, projection in enumerate((layer.query, layer.key, layer.value)):
-        assert [part.weight for part in projection.parts] == ["layer.weight"]
-        assert [part.bias for part in projection.parts] == ["layer.bias"]
-        assert projection.parts[0].rows.equal(torch.arange(15 * number, 15 * number + 15))
+        (part,) = projection.parts
+        own = torch.arange(15 * number, 15 * number + 15)
+        assert part.weight == "layer.weight"
+        assert [name for name, _ in part.biases] == ["layer.bias"]
+        assert part.rows.equal(own)
+        assert part.biases[0].places.equal(own)
     assert layer.scaling == pytest.approx(0.7)
 
 
@@ -452,7 +468,7 @@ def test_products_that_are_no_attention_are_not_taken_for_it(attention: Callable
             "comes out of linear with layer.weight, layer.bias",
         ),
         (lambda x, weight, bias: linear(x, weight, bias) * bias, "comes out of mul with layer.bias"),
-        (lambda x, weight, bias: linear(x, weight, bias) + bias, "comes out of add with layer.bias"),
+        (lambda x, weight, bias: 2 * linear(x, weight, bias) + bias, "comes out of add with layer.bias"),
         (lambda x, weight, bias: linear(x, weight.flip(0), bias), "comes out of linear with a parameter, layer.bias"),
         (
             lambda x, weight, bias: torch.cat(
@@ -478,6 +494,7 @@ def test_weights_used_in_another_way_are_refused_by_name(fused: Callable[..., Te
     ("kind", "reason"),
     [
         ("jetmoe", "type 'jetmoe' .* is not a multiple of one row"),
+        ("roformer", "its queries and keys are not multiples of rows of weights"),  # it rotates by a parameter
         ("fnet", "type 'fnet' .* has no attention"),
         ("mamba", "type 'mamba' .* has no attention"),
     ],

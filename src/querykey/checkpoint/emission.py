@@ -37,10 +37,13 @@ SUMS = (torch.add, Tensor.add, Tensor.__add__)
 
 
 class Product(NamedTuple):
-    """Where emitted channels come from: channel c is row (column, if `transposed`) `first + c` of `weight`."""
+    """Where emitted channels come from: channel c is row (column, if `transposed`) `first + c` of `weight`.
+
+    The number `places[c]` of the parameter `name` is added to it for each bias (name, places).
+    """
 
     weight: str
-    bias: str | None
+    biases: tuple[tuple[str, Int[Tensor, " channels"]], ...]
     transposed: bool
     first: int
     input: Tensor
@@ -155,8 +158,10 @@ class Emitter(TorchFunctionMode):
 
     def _replace(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The result of an operation of a parameter on an activation: the right shape, and new columns."""
-        if func in SUMS and len(args) == 2 and not kwargs and self._take_bias(*args):
-            return args[0]
+        if func in SUMS and len(args) == 2 and not kwargs:
+            x, bias = args if isinstance(args[1], Tensor) and args[1].is_meta else args[::-1]
+            if (sum_ := self._biased(x, bias)) is not None:
+                return sum_
         shapes = func(*_to_meta(args), **_to_meta(kwargs))
         source = self._product(func, args, kwargs) or Unknown(self._describe(func, args, kwargs))
 
@@ -195,31 +200,36 @@ class Emitter(TorchFunctionMode):
         else:
             return None  # a part of its inputs, or rows with steps
         if bias is None:
-            return Product(name, None, transposed, first, x)
+            return Product(name, (), transposed, first, x)
         bias_name, whole = self.names.get(_storage(bias), ("", None))
         if whole is None or whole.dim() != 1 or bias.storage_offset() != first or bias.shape != matrix.shape[1:]:
             return None
-        return Product(name, bias_name, transposed, first, x)
+        return Product(name, ((bias_name, torch.arange(first, first + matrix.shape[1])),), transposed, first, x)
 
-    def _take_bias(self, x: Any, bias: Any) -> bool:
-        """Record that `bias` is added to all channels of a product without one; False for any other sum."""
+    def _biased(self, x: Any, bias: Any) -> Tensor | None:
+        """`x + bias` as new columns of the same product; None unless each channel gets its own number of a parameter.
+
+        The bias may have axes of heads: Transformer-XL adds one to the queries of the content (1901.02860, section 3.3).
+        """
         name, parameter = self.names.get(_storage(bias), ("", None)) if isinstance(bias, Tensor) else ("", None)
-        if (
-            parameter is None
-            or not isinstance(x, Tensor)
-            or x.is_meta
-            or not parameter.shape == bias.shape == x.shape[-1:]
-            or x.numel() % (PROBES * x.shape[-1])
-        ):
-            return False
-        column, _ = self.locate(first_token(x))
-        for place, emission in enumerate(self.emissions):
-            start, size, source, _ = emission
-            whole = size == len(column) and torch.equal(column, torch.arange(start, start + size))
-            if whole and isinstance(source, Product) and source.bias is None and source.first == 0:
-                self.emissions[place] = emission._replace(source=source._replace(bias=name))
-                return True
-        return False
+        if parameter is None or not isinstance(x, Tensor) or x.is_meta or x.numel() % PROBES or x.numel() > LARGE:
+            return None
+        if len(bias.shape) > len(x.shape) or any(b not in (1, n) for b, n in zip(bias.shape[::-1], x.shape[::-1])):
+            return None
+        with torch._C.DisableTorchFunction():
+            column, factor = self.locate(x.reshape(PROBES, -1).double())
+            places = torch.arange(parameter.numel()).as_strided(bias.shape, bias.stride(), bias.storage_offset())
+            place = places.expand(x.shape).reshape(PROBES, -1)[0]
+            for start, size, source, _ in self.emissions:
+                if isinstance(source, Product) and start <= column[0] < start + size:
+                    at, places = (column - start).clamp(0, size - 1), torch.zeros(size, dtype=torch.long)
+                    places[at] = place
+                    whole = torch.equal(at, column - start) and bool(((factor - 1).abs() < TOLERANCE).all())
+                    if not whole or not torch.equal(places[at], place):
+                        return None
+                    new = self.emit((PROBES, size), source._replace(biases=(*source.biases, (name, places))))
+                    return new[:, at].reshape(x.shape).to(x.dtype)
+        return None
 
     def _describe(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
         tensors = [t for t in _tensors((*args, *kwargs.values())) if t.is_meta]

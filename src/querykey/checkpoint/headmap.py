@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -35,17 +35,24 @@ class Norm:
     rotated: bool = False
 
 
+class Bias(NamedTuple):
+    """What is added to the channels of a projection: to channel i the number `places[i]` of the parameter `name`."""
+
+    name: str
+    places: Int[Tensor, " n"]
+
+
 @dataclass(frozen=True, eq=False)
 class Rows:
     """Some channels of a projection, each a multiple of one row of a stored weight.
 
     Channel `at[i]` (head · size + channel) is `scale[i]` times row `rows[i]` of `weight`, or its column if the weight
-    is stored `transposed`, as (in, out). With a `norm`, `gain[i]` is the place of its gain. `inner` is the projection
+    is stored `transposed`, as (in, out), plus its number of each of `biases`. With a `norm`, `gain[i]` is the place of its gain. `inner` is the projection
     before this one in a projection of two steps (MLA).
     """
 
     weight: str
-    bias: str | None
+    biases: tuple[Bias, ...]
     transposed: bool
     at: Int[Tensor, " n"]
     rows: Int[Tensor, " n"]
@@ -57,7 +64,12 @@ class Rows:
     @property
     def parameters(self) -> tuple[str, ...]:
         """The parameters of this step, without those of `inner`."""
-        names = (self.weight, self.bias, self.norm and self.norm.weight, self.norm and self.norm.bias)
+        names = (
+            self.weight,
+            *(bias.name for bias in self.biases),
+            self.norm and self.norm.weight,
+            self.norm and self.norm.bias,
+        )
         return tuple(name for name in names if name)
 
 

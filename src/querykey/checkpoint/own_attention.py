@@ -28,13 +28,15 @@ PRODUCTS = {  # and where the two factors are among the arguments
     Tensor.baddbmm: 1,
 }
 SOFTMAX = (torch.softmax, Tensor.softmax, F.softmax)
+PENDING = 3  # products before the last that a softmax may still be of
 
 
 class OwnAttention(TorchFunctionMode):
     """Calls `attend(module, query, key, value, scaling=…)` in place of each attention that `model` computes itself.
 
     `known` tells whether the first of some values came from a weight. `running` holds the modules that run, innermost
-    last; `calls` counts the calls of each, and `finished` those without an error.
+    last; `calls` counts the calls of each, and `finished` those without an error. `unfollowed` are those with a softmax of
+    products of what `known` does not know.
     """
 
     def __init__(self, model: nn.Module, known: Callable[[Tensor], bool], attend: Callable[..., Any]) -> None:
@@ -43,7 +45,8 @@ class OwnAttention(TorchFunctionMode):
         self.running: list[nn.Module] = []
         self.calls: Counter[nn.Module] = Counter()
         self.finished: Counter[nn.Module] = Counter()
-        self.scores: Scores | None = None
+        self.pending: list[Scores] = []
+        self.unfollowed: set[nn.Module] = set()
         for module in model.modules():
             module.register_forward_pre_hook(self._enter)
             module.register_forward_hook(lambda module, *_: self.finished.update([module]))
@@ -62,15 +65,26 @@ class OwnAttention(TorchFunctionMode):
             return self._fused(*args, **kwargs)
         if func is F.multi_head_attention_forward:
             return self._multi_head(*args, **kwargs)
-        if func in SOFTMAX and self.scores:
-            self.scores.softmax(*args, **kwargs)
+        if func in SOFTMAX:
+            self._softmax(*args, **kwargs)
         if func in PRODUCTS:
             left, right, order = factors(func, args, kwargs)
-            if self.scores and self.scores.weigh(left) and isinstance(right, Tensor):
-                return self._attend(self.scores, (left @ right).shape, right, order)
-            if is_score(left, right) and self.known(left) and self.known(right.mT):
-                self.scores = Scores(left, right)
+            scores = next((one for one in self.pending if one.weigh(left)), None)
+            if scores and isinstance(right, Tensor):
+                return self._attend(scores, (left @ right).shape, right, order)
+            if is_score(left, right):
+                known = self.known(left) and self.known(right.mT)
+                self.pending = [*self.pending[-PENDING:], Scores(left, right, known)]
         return func(*args, **kwargs)
+
+    def _softmax(self, scores: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Note which product the softmax is of: the first that fits, since products with positions come later."""
+        fits = [one for one in self.pending if one.fits(scores, *args, **kwargs)]
+        known = next((one for one in fits if one.known), None)
+        if known:
+            known.softmax(scores)
+        elif fits:
+            self.unfollowed.add(self.running[-1])
 
     def _fused(
         self, query: Tensor, key: Tensor, value: Tensor, *_: Any, scale: float | None = None, **__: Any
@@ -113,7 +127,7 @@ class OwnAttention(TorchFunctionMode):
         return out if query.dim() == 3 else out[:, 0], torch.zeros(shape) if need_weights else None
 
     def _attend(self, scores: Scores, shape: torch.Size, value: Tensor, order: list[int] | None) -> Tensor:
-        self.scores = None
+        self.pending = []
         heads = [four_axes(x) for x in (scores.query, scores.key, value)]
         out: Tensor = self.attend(self.running[-1], *heads, scaling=scores.scaling)[0]
         out = out.transpose(1, 2).reshape(shape)
@@ -121,24 +135,30 @@ class OwnAttention(TorchFunctionMode):
 
 
 class Scores:
-    """A product that is the scores of an attention if a softmax and a product with values follow."""
+    """A product that is the scores of an attention if a softmax and a product with values follow.
 
-    def __init__(self, left: Tensor, right: Tensor) -> None:
-        self.query, self.key = left, right.mT
+    `known` says whether both factors came from weights.
+    """
+
+    def __init__(self, left: Tensor, right: Tensor, known: bool) -> None:
+        self.query, self.key, self.known = left, right.mT, known
         self.first = (left[..., 0, :] * right[..., :, 0]).sum(-1).reshape(PROBES, -1)  # of the first token with itself
         self.shape = (left.shape[-2], right.shape[-1])
         self.numel = self.first.numel() * self.shape[0] * self.shape[1]
         self.scaling: float | None = None
         self.done = False
 
-    def softmax(self, scores: Tensor, dim: int = -1, *_: Any, **__: Any) -> None:
-        """Record a softmax over keys of `scores`, if they are these, and their scale, whatever was added to them."""
-        if scores.numel() == self.numel and scores.shape[-1] == self.shape[1] and dim in (-1, scores.dim() - 1):
-            self.done = True
-            first = scores.reshape(PROBES, -1, *self.shape)[:, :, 0, 0]
-            ratio = first.diff(dim=0) / self.first.diff(dim=0)
-            mean = float(ratio.mean())
-            self.scaling = mean if torch.allclose(ratio, torch.full_like(ratio, mean), rtol=1e-3) else None
+    def fits(self, scores: Tensor, dim: int = -1, *_: Any, **__: Any) -> bool:
+        """Whether a softmax over keys of `scores` may be of these, whatever was done to them."""
+        return scores.numel() == self.numel and scores.shape[-1] == self.shape[1] and dim in (-1, scores.dim() - 1)
+
+    def softmax(self, scores: Tensor) -> None:
+        """Record that a softmax of `scores` is of these, and their scale."""
+        self.done = True
+        first = scores.reshape(PROBES, -1, *self.shape)[:, :, 0, 0]
+        ratio = first.diff(dim=0) / self.first.diff(dim=0)
+        mean = float(ratio.mean())
+        self.scaling = mean if torch.allclose(ratio, torch.full_like(ratio, mean), rtol=1e-3) else None
 
     def weigh(self, left: Any) -> bool:
         """Whether `left`, the first factor of a product, has the form of these scores after their softmax."""
@@ -165,6 +185,8 @@ def factors(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[A
     if func is not torch.einsum:
         left, right = given[PRODUCTS[func] :][:2]
         return left, right, None
+    if len(given) == 2 and isinstance(given[1], list | tuple):
+        given = (given[0], *given[1])
     terms, _, out = str(given[0]).replace(" ", "").partition("->")
     first, _, second = terms.partition(",")
     rows, columns = ([c for c in one if c not in other] for one, other in ((first, second), (second, first)))

@@ -137,10 +137,13 @@ class Recorder:
         name, call = self.paths[module], self.own.calls[module]
         batch, heads, length, size = query.shape[0], *query.shape[1:3], value.shape[-1]
         source = Unknown(f"the attention of {name}")
-        if batch % PROBES == 0:
+        parts = [x.unflatten(0, (PROBES, -1)) for x in (query, key, value)] if batch % PROBES == 0 else None
+        if parts is None and self.packed(query, key):
+            parts = [x.unflatten(2, (PROBES, -1)).movedim(2, 0) for x in (query, key, value)]
+        if parts is not None:
             out = self.emitter.emit((batch, length, heads * size), source)
             number = self.emitter.count
-            self.record(name, call, [x.unflatten(0, (PROBES, -1))[:, 0] for x in (query, key, value)], kwargs)
+            self.record(name, call, [x[:, 0] for x in parts], kwargs)
             self.last = (name, self.emitter.emissions[-1]) if self.emitter.count == number else None
             return out.unflatten(-1, (heads, -1)), None
         pieces = self.pieces.get((name, call))
@@ -152,6 +155,12 @@ class Recorder:
         if place == PROBES:
             self.record(name, call, [torch.cat(parts) for parts in zip(*pieces.arrived, strict=True)], kwargs)
         return pieces.out[place - 1 : place].unflatten(-1, (heads, -1)), None
+
+    def packed(self, query: Tensor, key: Tensor) -> bool:
+        """Whether the probes are parts of one sequence, as the images of a batch are in Pixtral."""
+        if query.shape[0] != 1 or query.shape[2] % PROBES or key.shape[2] % PROBES:
+            return False
+        return all(self.tracer.known(x.unflatten(2, (PROBES, -1)).movedim(2, 0)) for x in (query, key))
 
     def record(self, name: str, call: int, qkv: list[Tensor], options: dict[str, Any]) -> None:
         """Trace one call; another call of a module counts as a use."""
@@ -234,8 +243,11 @@ class Recorder:
     def reason(self, model: nn.Module, name: str) -> str:
         """Why an attention module has not been seen."""
         module = model.get_submodule(name)
-        if any(self.own.finished[part] for part in module.modules()):
-            return "it does not compute a softmax of products of queries and keys"
+        if any(part in self.own.unfollowed for part in module.modules()):
+            return "its queries and keys are not multiples of rows of weights"
+        stopped = self.own.calls[module] > 0 and not self.own.finished[module]
+        if not stopped and any(self.own.finished[part] for part in module.modules()):
+            return "no softmax of products of queries and keys was found in it"
         failures = [why for tower, why in self.failures.items() if below(name, tower)]
         return f"it did not run ({failures[-1]})" if failures else "it does not run on the inputs of the model"
 

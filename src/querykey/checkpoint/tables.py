@@ -13,20 +13,18 @@ from querykey.checkpoint.parameters import Parameters
 
 
 class Tables:
-    """The rows that some projections need, each read once, and the matrices put together from them."""
+    """The rows that some projections need, each read once, all vectors, and the matrices put together from them."""
 
     def __init__(self, parameters: Parameters, projections: list[Projection], dtype: torch.dtype | None) -> None:
         wanted: dict[tuple[str, bool], list[Int[Tensor, " n"]]] = {}
-        gains: set[str] = set()
+        vectors: set[str] = set()
         for part in (part for projection in projections for part in projection.every_part()):
             wanted.setdefault((part.weight, part.transposed), []).append(part.rows)
-            if part.bias:
-                wanted.setdefault((part.bias, False), []).append(part.rows)
-            gains |= set(part.parameters) - {part.weight, part.bias}
+            vectors |= set(part.parameters) - {part.weight}
         self.rows = {key: torch.cat(several).unique() for key, several in wanted.items()}
         self.content = {key: parameters.rows(key[0], rows, columns=key[1]) for key, rows in self.rows.items()}
         self.dtype = dtype or self._stored([part for role in projections for part in role.every_part()])
-        self.gains = {name: parameters.rows(name, None).flatten().to(self.dtype) for name in gains}
+        self.vectors = {name: parameters.rows(name, None).flatten().to(self.dtype) for name in vectors}
 
     def heads(
         self, projection: Projection
@@ -57,7 +55,7 @@ class Tables:
 
     def _part(self, part: Rows) -> tuple[Float[Tensor, "n dim"], Float[Tensor, " n"] | None]:
         W = self._pick(part.weight, part.transposed, part.rows)
-        b = self._pick(part.bias, False, part.rows).flatten() if part.bias else None
+        b = sum(self.vectors[bias.name][bias.places] for bias in part.biases) if part.biases else None
         if part.inner:
             inner, inner_bias = self._matrix(part.inner)
             if inner_bias is not None:
@@ -81,10 +79,10 @@ class Tables:
             W, b = _centred(W, norm), None if b is None else _centred(b, norm)
         factor = W.new_tensor(norm.offset).expand(len(W))
         if norm.weight:
-            factor = norm.offset + norm.slope * self.gains[norm.weight][gain]
+            factor = norm.offset + norm.slope * self.vectors[norm.weight][gain]
         W, b = W * factor[:, None], None if b is None else b * factor
         if norm.bias:
-            b = self.gains[norm.bias][gain] + (0 if b is None else b)
+            b = self.vectors[norm.bias][gain] + (0 if b is None else b)
         return W, b
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from querykey.checkpoint.emission import COLUMNS, PROBES, Emission, Emitter, Mark, Unknown, first_token
-from querykey.checkpoint.headmap import CheckpointError, Norm, Projection, Rows
+from querykey.checkpoint.headmap import Bias, CheckpointError, Norm, Projection, Rows
 
 EXACT = 1e-9  # a factor this close to 1 is 1
 
@@ -82,7 +82,7 @@ class Tracer:
                 norm, gain = self._norm(mark, column[rows]) if mark else (None, None)
                 name, transposed = source.weight, not source.transposed
                 where = self._once(at[rows]), self._once(rows), self._once(scale[rows])
-                parts.append(Rows(name, None, transposed, *where, norm, gain))
+                parts.append(Rows(name, (), transposed, *where, norm, gain))
             return Projection(heads, result.size // heads, tuple(parts))
         return None
 
@@ -105,10 +105,12 @@ class Tracer:
         inner = None
         if self._inside(stream[:, :1], scope):
             inner, stream = self.follow(stream[:, None], role, scope)
-        rows = column - emission.start + source.first
+        channels = column - emission.start
+        rows = channels + source.first
         norm, gain = self._norm(mark, column) if mark else (None, None)
+        biases = tuple(Bias(name, self._once(places[channels])) for name, places in source.biases)
         at, rows, scale = self._once(at), self._once(rows), self._once(scale)
-        return Rows(source.weight, source.bias, source.transposed, at, rows, scale, norm, gain, inner), stream
+        return Rows(source.weight, biases, source.transposed, at, rows, scale, norm, gain, inner), stream
 
     def _inside(self, value: Float[Tensor, "probes 1"], scope: str) -> bool:
         """Whether a value is the output of one of the weights in `scope`."""

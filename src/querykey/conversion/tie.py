@@ -269,7 +269,7 @@ class PlainState:
             elif isinstance(module, nn.Identity):
                 like = next(base.parameters())
                 state[f"{place}weight"] = torch.eye(self.layout.dim, dtype=like.dtype, device=like.device)
-                if any(site.rows.bias for site in self.sites.values() if site.module == name):
+                if any(site.rows.biases for site in self.sites.values() if site.module == name):
                     state[f"{place}bias"] = like.new_zeros(self.layout.dim)
             else:
                 state |= {key: x.clone() for key, x in state.items() if key.startswith(place)}

@@ -180,9 +180,12 @@ class _Site:
                 scale = torch.ones(len(part.at)) if part.norm else self._scale(role, part)
                 scale = scale.to(self._tensor(part))
                 yield Piece(f"{role}_proj", part.at, self._tensor(part), part.rows, scale[:, None])
-                bias = None if role == "o" else part.bias
-                if bias is not None:
-                    yield Piece(f"{role}_proj.bias", part.at, self._parameter(bias), part.rows, scale)
+                if len(part.biases) > 1:
+                    raise self._refusal(
+                        f"its {ROLES[role]} has several biases: {', '.join(bias.name for bias in part.biases)}"
+                    )
+                for bias in () if role == "o" else part.biases:
+                    yield Piece(f"{role}_proj.bias", part.at, self._parameter(bias.name), bias.places, scale)
         bias = f"{self.projections['o'].parts[0].weight.rpartition('.')[0]}.bias"
         if self._has(bias):
             yield Piece("o_proj.bias", slice(None), self._parameter(bias), slice(None))
