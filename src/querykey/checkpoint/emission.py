@@ -209,12 +209,14 @@ class Emitter(TorchFunctionMode):
     def _biased(self, x: Any, bias: Any) -> Tensor | None:
         """`x + bias` as new columns of the same product; None unless each channel gets its own number of a parameter.
 
-        The bias may have axes of heads: Transformer-XL adds one to the queries of the content (1901.02860, section 3.3).
+        The bias may have axes of heads: Transformer-XL adds one to its queries (1901.02860, section 3.3).
         """
         name, parameter = self.names.get(_storage(bias), ("", None)) if isinstance(bias, Tensor) else ("", None)
         if parameter is None or not isinstance(x, Tensor) or x.is_meta or x.numel() % PROBES or x.numel() > LARGE:
             return None
-        if len(bias.shape) > len(x.shape) or any(b not in (1, n) for b, n in zip(bias.shape[::-1], x.shape[::-1])):
+        if bias.dim() > x.dim() or any(
+            b not in (1, n) for b, n in zip(bias.shape, x.shape[-bias.dim() :], strict=True)
+        ):
             return None
         with torch._C.DisableTorchFunction():
             column, factor = self.locate(x.reshape(PROBES, -1).double())

@@ -47,8 +47,8 @@ class Rows:
     """Some channels of a projection, each a multiple of one row of a stored weight.
 
     Channel `at[i]` (head · size + channel) is `scale[i]` times row `rows[i]` of `weight`, or its column if the weight
-    is stored `transposed`, as (in, out), plus its number of each of `biases`. With a `norm`, `gain[i]` is the place of its gain. `inner` is the projection
-    before this one in a projection of two steps (MLA).
+    is stored `transposed`, as (in, out), plus its number of each of `biases`. With a `norm`, `gain[i]` is the place of
+    its gain. `inner` is the projection before this one in a projection of two steps (MLA).
     """
 
     weight: str

@@ -35,8 +35,8 @@ class OwnAttention(TorchFunctionMode):
     """Calls `attend(module, query, key, value, scaling=…)` in place of each attention that `model` computes itself.
 
     `known` tells whether the first of some values came from a weight. `running` holds the modules that run, innermost
-    last; `calls` counts the calls of each, and `finished` those without an error. `unfollowed` are those with a softmax of
-    products of what `known` does not know.
+    last; `calls` counts the calls of each, and `finished` those without an error. `unfollowed` are those with a softmax
+    of products of what `known` does not know.
     """
 
     def __init__(self, model: nn.Module, known: Callable[[Tensor], bool], attend: Callable[..., Any]) -> None:

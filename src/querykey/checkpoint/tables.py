@@ -55,7 +55,8 @@ class Tables:
 
     def _part(self, part: Rows) -> tuple[Float[Tensor, "n dim"], Float[Tensor, " n"] | None]:
         W = self._pick(part.weight, part.transposed, part.rows)
-        b = sum(self.vectors[bias.name][bias.places] for bias in part.biases) if part.biases else None
+        added = [self.vectors[bias.name][bias.places] for bias in part.biases]
+        b = torch.stack(added).sum(0) if added else None
         if part.inner:
             inner, inner_bias = self._matrix(part.inner)
             if inner_bias is not None:

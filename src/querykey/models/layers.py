@@ -184,8 +184,8 @@ class _Site:
                     raise self._refusal(
                         f"its {ROLES[role]} has several biases: {', '.join(bias.name for bias in part.biases)}"
                     )
-                for bias in () if role == "o" else part.biases:
-                    yield Piece(f"{role}_proj.bias", part.at, self._parameter(bias.name), bias.places, scale)
+                for name, places in () if role == "o" else part.biases:
+                    yield Piece(f"{role}_proj.bias", part.at, self._parameter(name), places, scale)
         bias = f"{self.projections['o'].parts[0].weight.rpartition('.')[0]}.bias"
         if self._has(bias):
             yield Piece("o_proj.bias", slice(None), self._parameter(bias), slice(None))
