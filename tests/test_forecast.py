@@ -94,7 +94,7 @@ def test_heads_with_a_sign_per_dimension_are_found_again(name: str, flipped: lis
         tie(model, layer)
         (query,) = layer.query.parts
         rows = query.rows.view(layer.query.heads, layer.query.size)[:, flipped].flatten()
-        for place in filter(None, (query.weight, query.bias)):
+        for place in (query.weight, *(bias.name for bias in query.biases)):
             model.get_parameter(place)[rows] *= -1
     found = effects(live_of(model, tmp_path))["all", -1, -1]
     assert found["signed"] == pytest.approx(1, abs=1e-6)
@@ -112,7 +112,7 @@ def test_heads_with_a_core_are_found_again(name: str, tmp_path: Path) -> None:
         rows = query.rows.view(layer.query.heads, layer.query.size)
         for head in range(layer.query.heads):
             core = torch.randn(8, 8, generator=torch.Generator().manual_seed(head), dtype=torch.float64) / 8**0.5
-            for place in (query.weight, query.bias):
+            for place in (query.weight, *(bias.name for bias in query.biases)):
                 assert place
                 parameter = model.get_parameter(place)
                 parameter[rows[head]] = core.T @ parameter[rows[head]]

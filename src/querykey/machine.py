@@ -74,10 +74,18 @@ def one_thread() -> Iterator[None]:
         yield
 
 
-def at_once(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-    """``map(function, items)``, as many items at a time as torch has threads: where each keeps one thread busy."""
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        yield from pool.map(function, items)
+def at_once(function: Callable[[T], R], items: Iterable[T], most: int | None = None) -> Iterator[R]:
+    """``map(function, items)``, as many items at a time as torch has threads, which they share; `most` bounds them.
+
+    For many small operations: threads of one operation wait for each other, on a busy machine for long.
+    """
+    whole = torch.get_num_threads()
+    workers = whole if most is None else max(1, min(whole, most))
+    pool = ThreadPoolExecutor(workers)
+    try:
+        yield from pool.map(threads(whole // workers)(function), items)
+    finally:
+        pool.shutdown(cancel_futures=True)  # after an error too
 
 
 def _slug(name: str) -> str:

@@ -67,7 +67,8 @@ def null(
 
     size = max(2, 2**20 // (2 * head_dim) ** 2)  # of a part: bounds the memory for large heads
     counts = [min(size, draws - first) for first in range(0, draws, size)]
-    heads = [random_heads(dim, head_dim, count, generator, spectrum) for count in counts]
+    with one_thread():
+        heads = [random_heads(dim, head_dim, count, generator, spectrum) for count in counts]
     parts = list(at_once(measured, heads))
     simulated = {name: _simulated(torch.cat([values[name] for values in parts])) for name in parts[0]}
     if spectrum is not None:

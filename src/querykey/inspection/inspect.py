@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,6 +27,7 @@ from querykey.inspection.images import Images
 from querykey.inspection.measures import Nulls, Spectrum, measure_cross, measure_layer
 from querykey.inspection.options import CONTEXT, Options
 from querykey.inspection.text import Text, read_text
+from querykey.machine import at_once
 from querykey.models.huggingface import open_model
 
 
@@ -38,6 +40,9 @@ class Progress(NamedTuple):
 
 
 Watch = Callable[[Progress], None]
+
+
+LARGE = 2**25  # numbers in the query matrices of the layers that are measured side by side
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,15 +113,21 @@ def examine(model: str | Path | nn.Module, *, watch: Watch = lambda _: None, **o
     frames: list[pd.DataFrame] = []
     spectra: list[tuple[np.ndarray, np.ndarray]] = []
     before = checkpoint.before()
+    reading_files = Lock()
     own, total = len(checkpoint.layers), len(checkpoint.layers) + len(checkpoint.cross)
-    for number in range(total):
-        weights = checkpoint.read(number, dtype=None)
+
+    def measured(number: int) -> tuple[pd.DataFrame, Spectrum]:
+        with reading_files:
+            weights = checkpoint.read(number, dtype=None)
+            earlier = before.read(number) if before and number < own else None
         frame, found = measure_layer(weights, nulls, window) if number < own else measure_cross(weights, nulls)
-        if before and number < own:
-            frame = frame.assign(**changes(before.read(number), weights))
+        return frame if earlier is None else frame.assign(**changes(earlier, weights)), found
+
+    done = at_once(measured, range(total), _at_a_time(checkpoint))
+    for number, (frame, found) in enumerate(done, start=1):
         frames.append(frame)
         spectra += zip(*found, strict=True)
-        watch(Progress("layers", number + 1, total))
+        watch(Progress("layers", number, total))
     heads, bytes_read = pd.concat(frames, ignore_index=True), checkpoint.bytes_read
     data = None
     if reading is not None:
@@ -141,6 +152,12 @@ def examine(model: str | Path | nn.Module, *, watch: Watch = lambda _: None, **o
         bytes_in_all=checkpoint.size,
         seconds=time.perf_counter() - start,
     )
+
+
+def _at_a_time(checkpoint: Checkpoint) -> int:
+    """How many layers to measure side by side, so that their weights stay small."""
+    widest = max(layer.query.heads * layer.query.size for layer in (*checkpoint.layers, *checkpoint.cross))
+    return max(1, LARGE // widest**2)
 
 
 def _check(device: str) -> None:

@@ -9,6 +9,7 @@ queries and keys are of different inputs, so that nothing can be compared.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from threading import Lock
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +21,7 @@ from torch import Tensor
 from querykey.bilinear import METRICS, ROTARY_METRICS, BilinearForm, Null, Rotation, null, random_heads
 from querykey.bilinear.gram import inner, ratio
 from querykey.checkpoint import HeadMap, LayerWeights
-from querykey.machine import one_thread
+from querykey.machine import one_thread, threads
 from querykey.models.rotation import rotary_form
 
 ACROSS = ("norm", "effective_rank", "stable_rank")
@@ -34,9 +35,10 @@ class Spectrum(NamedTuple):
 
 
 class Nulls:
-    """The measures of random heads, found once for each shape of heads; the same numbers every time."""
+    """The measures of random heads, found once for each shape of heads; the same numbers every time, in any thread."""
 
     def __init__(self) -> None:
+        self._lock, self._threads = Lock(), torch.get_num_threads()
         self._known: dict[Any, dict[str, Null]] = {}
         self._spectra: dict[tuple[int, int], Spectrum] = {}
 
@@ -46,10 +48,12 @@ class Nulls:
         if rotation is not None:  # frequencies of equal layers differ in their last digits
             rotary = tuple(float(f"{f:.9g}") for f in rotation.frequencies.tolist()), rotation.window
         key = dim, head_dim, rotary
-        if key not in self._known:
-            generator = torch.Generator().manual_seed(0)
-            self._known[key] = null(dim, head_dim, generator, draws=32, rotation=rotation)
-        return self._known[key]
+        with self._lock:
+            if key not in self._known:
+                generator = torch.Generator().manual_seed(0)
+                with threads(self._threads):  # while others wait for it
+                    self._known[key] = null(dim, head_dim, generator, draws=32, rotation=rotation)
+            return self._known[key]
 
     def across(self, dims: tuple[int, int], head_dim: int) -> dict[str, Null]:
         """The null of the ranks of cross-attention, whose queries and keys have inputs of these widths."""
@@ -76,11 +80,9 @@ def measure_layer(weights: LayerWeights, nulls: Nulls, window: int | None) -> tu
     form = BilinearForm.from_weights(weights.W_Q, keys_in_pairs(weights), dtype=precision(weights))
     turning = None if layer.rotary is None else rotary_form(form, layer.rotary, layer.distances(window))
     random = nulls.of(dim, size, None if turning is None else turning.rotation)
-    form.directionality  # noqa: B018 - products as large as the model is wide, for all threads; the rest is small
-    with one_thread():
-        measured: dict[str, Tensor] = form.metrics()
-        if turning is not None:
-            measured |= {f"{name}_rotary": getattr(turning, name) for name in ROTARY_METRICS}
+    measured: dict[str, Tensor] = form.metrics()
+    if turning is not None:
+        measured |= {f"{name}_rotary": getattr(turning, name) for name in ROTARY_METRICS}
     return _rows(weights, form, measured, random, summed_symmetry(weights)), spectrum(form)
 
 
