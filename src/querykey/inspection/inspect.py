@@ -42,7 +42,7 @@ class Progress(NamedTuple):
 Watch = Callable[[Progress], None]
 
 
-LARGE = 2**25  # numbers in the query matrices of the layers that are measured side by side
+LARGE = 2**24  # numbers in the query matrices of the layers that are measured side by side
 
 
 @dataclass(frozen=True, eq=False)
