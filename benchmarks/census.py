@@ -10,6 +10,7 @@ attention* where no softmax of products of queries and keys was found.
 
 from __future__ import annotations
 
+import gc
 import signal
 import sys
 import warnings
@@ -22,7 +23,7 @@ from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 from querykey.checkpoint import CheckpointError, ModelMap, probe
 
 NONE = ("it has no attention", "no softmax of products")  # in the message of `probe`
-SECONDS = 60  # for one type, at most
+SECONDS = 90  # for one type, at most
 DEPTHS = (
     "num_hidden_layers", "num_layers", "n_layer", "n_layers", "encoder_layers", "decoder_layers", "num_encoder_layers",
     "num_decoder_layers", "depth", "num_blocks",
@@ -47,6 +48,7 @@ def main(kinds: list[str]) -> None:
             outcome, why = "refused", f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         finally:
             signal.alarm(0)
+        gc.collect()  # what an interrupted model has left
         counts[outcome] += 1
         print(f"{kind}: {outcome}{f' ({why[:160]})' if why else ''}", flush=True)
     print(f"transformers {transformers.__version__}, {len(kinds)} types:", dict(counts.most_common()))
