@@ -65,26 +65,28 @@ def traced(kind: str) -> tuple[str, str]:
     return "traced", ""
 
 
-def shallow(config: Any) -> Any:
-    """The configuration with two layers at most in each part, where it lets itself be changed."""
+def shallow(config: Any, depth: int = 2) -> Any:
+    """The configuration with so many layers at most in each part, where it lets itself be changed."""
     for name in DEPTHS:
-        if isinstance(depth := getattr(config, name, None), int) and depth > 2:
-            setattr(config, name, 2)
+        if isinstance(own := getattr(config, name, None), int) and own > depth:
+            setattr(config, name, depth)
     kinds = getattr(config, "layer_types", None)
-    if isinstance(kinds, list) and len(kinds) > 2:
-        config.layer_types = (list(dict.fromkeys(kinds)) + kinds)[:2]
+    if isinstance(kinds, list) and len(kinds) > depth:
+        config.layer_types = (list(dict.fromkeys(kinds)) + kinds)[:depth]
     for name in getattr(config, "sub_configs", {}):
         inner = getattr(config, name, None)
         if inner is not None and not isinstance(inner, dict):
-            shallow(inner)
+            shallow(inner, depth)
     return config
 
 
 def _found(kind: str) -> ModelMap:
-    """The attention of a type at two layers, or at its own depth if it does not run with two."""
+    """The attention of a type at two layers, at ten if two have none (Jamba), and at its own depth if that does not run."""
     try:
         return probe(shallow(transformers.AutoConfig.for_model(kind)))
-    except Exception:  # a changed configuration may fail in any way, or have no attention in its first two layers
+    except Exception as error:  # a changed configuration may fail in any way
+        if any(words in str(error) for words in NONE):
+            return probe(shallow(transformers.AutoConfig.for_model(kind), 10))
         return probe(transformers.AutoConfig.for_model(kind))
 
 
