@@ -81,7 +81,7 @@ def shallow(config: Any, depth: int = 2) -> Any:
 
 
 def _found(kind: str) -> ModelMap:
-    """The attention of a type at two layers, at ten if two have none (Jamba), and at its own depth if that does not run."""
+    """At two layers, at ten if two have no attention (Jamba), and at its own depth if two do not run."""
     try:
         return probe(shallow(transformers.AutoConfig.for_model(kind)))
     except Exception as error:  # a changed configuration may fail in any way
