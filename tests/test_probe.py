@@ -14,6 +14,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama import modeling_llama
 
 from checkpoints import ARCHITECTURES, TINY, TWO_STEPS, seen, tie, tiny_config, tiny_model
+from querykey.checkpoint.building import sizes_of
 from querykey.checkpoint.emission import COLUMNS, PROBES, TOKENS, Emitter, Unknown
 from querykey.checkpoint.headmap import CheckpointError, HeadMap, Projection
 from querykey.checkpoint.names import Place
@@ -220,6 +221,15 @@ def test_scaling_is_found() -> None:
     assert probe(tiny_config("mpt")).layers[0].scaling == pytest.approx(
         8**-0.5
     )  # with a bias that depends on positions
+
+
+def test_images_of_very_many_patches_are_not_run_at_their_size() -> None:
+    """Their mask of all pairs of patches would take all memory."""
+    config = AutoConfig.for_model("clip", vision_config={"image_size": 1540, "patch_size": 14})
+    (small,) = sizes_of(config)
+    assert (small.vision_config.image_size, config.vision_config.image_size) == (16 * 14, 1540)
+    config = AutoConfig.for_model("clip", vision_config={"image_size": 896, "patch_size": 14})
+    assert sizes_of(config)[-1] is config
 
 
 def test_shared_layers_count_once() -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 NAME = "querykey_probe"
 PATCHES, FRAMES = 256, 64  # of an image and of a spectrogram, at most
+MOST_PATCHES = 64**2  # of an image that is also run at its own size
 
 
 def build(config: PretrainedConfig, implementation: str, trust_remote_code: bool = False) -> PreTrainedModel:
@@ -47,6 +48,17 @@ def smaller(config: PretrainedConfig) -> PretrainedConfig | None:
     return copy if any([_shrink(one) for one in every_config(copy)]) else None
 
 
+def sizes_of(config: PretrainedConfig) -> list[PretrainedConfig]:
+    """The configurations to run, the last one decisive: a smaller copy and itself, or one where the other is no use.
+
+    Images of more than `MOST_PATCHES` are not run at their size: a mask of all pairs can have 10⁹ numbers (Pixtral).
+    """
+    small = smaller(config)
+    if small is None:
+        return [config]
+    return [small] if any(_patches(one) > MOST_PATCHES for one in every_config(config)) else [small, config]
+
+
 def every_config(config: Any) -> Iterator[Any]:
     """A configuration and all configurations inside it."""
     yield config
@@ -56,12 +68,18 @@ def every_config(config: Any) -> Iterator[Any]:
             yield from every_config(inner)
 
 
-def _shrink(config: Any) -> bool:
+def _patches(config: Any) -> int:
+    """The number of patches of an image, 0 where the configuration does not say it by two numbers."""
     size, patch = getattr(config, "image_size", None), getattr(config, "patch_size", None)
+    return (size // patch) ** 2 if isinstance(size, int) and isinstance(patch, int) else 0
+
+
+def _shrink(config: Any) -> bool:
     frames = getattr(config, "max_source_positions", None)
     changed = False
-    if isinstance(size, int) and isinstance(patch, int) and (size // patch) ** 2 > PATCHES:
-        config.image_size, changed = (14 if size % (14 * patch) == 0 else 16) * patch, True
+    if _patches(config) > PATCHES:
+        side = 14 if config.image_size % (14 * config.patch_size) == 0 else 16
+        config.image_size, changed = side * config.patch_size, True
     if isinstance(frames, int) and frames > FRAMES:
         config.max_source_positions, changed = FRAMES, True
     return changed

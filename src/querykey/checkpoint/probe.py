@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from querykey.checkpoint.building import NAME, build, implementations, smaller, without_content
+from querykey.checkpoint.building import NAME, build, implementations, sizes_of, without_content
 from querykey.checkpoint.emission import PROBES, Emission, Emitter, Unknown
 from querykey.checkpoint.files import first_line
 from querykey.checkpoint.headmap import CheckpointError, HeadMap, ModelMap, Norm, Positions, Projection, Rotary
@@ -44,9 +44,9 @@ def trace_model(config: PretrainedConfig, trust_remote_code: bool = False) -> tu
     """As `probe`, with the model: good for its names and shapes alone."""
     load("transformers", "inspect")
     kind, why = getattr(config, "model_type", type(config).__name__), ""
-    small = smaller(config)
+    runs = sizes_of(config)
     found: ModelMap | None = None
-    for implementation, sizes in product((NAME, "sdpa", "eager"), filter(None, (small, config))):
+    for implementation, sizes in product((NAME, "sdpa", "eager"), runs):
         recorder = Recorder()
         try:
             with one_thread(), implementations(recorder.attend):
@@ -57,9 +57,9 @@ def trace_model(config: PretrainedConfig, trust_remote_code: bool = False) -> tu
             continue
         found = recorder.map().merged(found)
         why = recorder.problem()
-        if (found.layers or found.cross) and (sizes is config or not found.skipped):
+        if (found.layers or found.cross) and (sizes is runs[-1] or not found.skipped):
             return found, model
-        if recorder.uses and sizes is config:  # attention that was seen is the same in every implementation
+        if recorder.uses and sizes is runs[-1]:  # attention that was seen is the same in every implementation
             break
     raise CheckpointError(f"no attention layer of a model of type '{kind}' can be traced: {why}")
 
