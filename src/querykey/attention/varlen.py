@@ -26,7 +26,8 @@ def able(q: Tensor, k: Tensor, v: Tensor) -> bool:
     if q.device.type != "cuda" or q.dtype not in (torch.float16, torch.bfloat16) or wants_plain(q):
         return False
     fits = q.shape[-1] == v.shape[-1] <= LARGEST and q.shape[-1] % 8 == 0 and k.shape[1] == v.shape[1]
-    there = torch.backends.cuda.is_flash_attention_available() and torch.backends.cuda.flash_sdp_enabled()
+    there = torch.version.cuda is not None and torch.backends.cuda.is_flash_attention_available()
+    there = there and torch.backends.cuda.flash_sdp_enabled()
     return fits and there and q.numel() > 0 and torch.cuda.get_device_capability(q.device) >= (8, 0)
 
 
