@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import json
 import os
@@ -11,7 +12,9 @@ import shutil
 import struct
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable, Iterator
+from importlib.resources import files
 from pathlib import Path
 
 import pandas as pd
@@ -22,9 +25,12 @@ from safetensors.torch import load_file, save_file
 import querykey
 from checkpoints import Hub, tiny_model
 from pages import Page
+from querykey.checkpoint import Reason
 from querykey.checkpoint.reading import Checkpoint
 from querykey.cli import inspect as inspect_cli
 from querykey.cli import main
+from querykey.inspection.summary import _said
+from querykey.report.words import Words
 from test_inspect import minilm
 
 pytestmark = pytest.mark.usefixtures("unchecked")
@@ -408,3 +414,22 @@ def test_a_range_of_layers_and_a_device_that_is_not_there_are_refused(
             inspect_cli.numbers(wrong)
     assert main(["inspect", str(saved / "llama"), "--device", "abacus"]) == 2
     assert "there is no device 'abacus' here" in capsys.readouterr().err
+
+
+def test_every_reason_has_its_words() -> None:
+    """The templates of the checkpoint room, and those of the words; a reason is said in the language of the report."""
+    calls = [
+        node
+        for path in Path(querykey.__file__).parent.joinpath("checkpoint").glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+        and getattr(node.func, "id", "") in ("Reason", "UntraceableError", "MixedError")
+        and isinstance(node.args[0], ast.Constant)
+    ]
+    words = tomllib.loads((files("querykey.inspection") / "words.toml").read_text(encoding="utf-8"))
+    templates = {f"reason.{call.args[0].value}" for call in calls}
+    assert templates == {key for key in words if key.startswith("reason.")}
+    assert all(words[key]["en"] == key.removeprefix("reason.") for key in templates)
+    reason = Reason("its {role} comes out of {what}, which cannot be traced", role="key", what="add with u")
+    assert _said(reason, Words("inspection")) == reason
+    assert _said(reason, Words("inspection", "zh")) == "键来自 add with u，无法追踪"

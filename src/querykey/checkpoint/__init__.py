@@ -5,6 +5,7 @@ from querykey.checkpoint.headmap import HeadMap as HeadMap
 from querykey.checkpoint.headmap import ModelMap as ModelMap
 from querykey.checkpoint.headmap import Norm as Norm
 from querykey.checkpoint.headmap import Projection as Projection
+from querykey.checkpoint.headmap import Reason as Reason
 from querykey.checkpoint.headmap import Rotary as Rotary
 from querykey.checkpoint.headmap import Rows as Rows
 from querykey.checkpoint.probe import probe as probe

@@ -17,6 +17,19 @@ class CheckpointError(ValueError):
     """A checkpoint, or its configuration, that cannot be read; the message says what to do."""
 
 
+class Reason(str):
+    """Why attention is not traced: a sentence, with its `template` and the `values` in it for other languages."""
+
+    template: str
+    values: dict[str, object]
+
+    def __new__(cls, template: str, **values: object) -> Reason:
+        """The sentence of a template whose places are filled in."""
+        reason = super().__new__(cls, template.format(**values) if values else template)
+        reason.template, reason.values = template, values
+        return reason
+
+
 @dataclass(frozen=True, eq=False)
 class Norm:
     """A normalisation after a projection: y = (offset + slope · weight) · u / rms(u) + bias with u = x (− its mean).
@@ -151,7 +164,7 @@ class ModelMap:
     """
 
     layers: tuple[HeadMap, ...]
-    skipped: tuple[tuple[str, str], ...]
+    skipped: tuple[tuple[str, Reason], ...]
     cross: tuple[HeadMap, ...] = ()
 
     def merged(self, other: ModelMap | None) -> ModelMap:

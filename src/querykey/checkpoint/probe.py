@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from querykey.checkpoint.building import NAME, build, implementations, sizes_of, without_content
 from querykey.checkpoint.emission import PROBES, Emission, Emitter, Unknown
 from querykey.checkpoint.files import first_line
-from querykey.checkpoint.headmap import CheckpointError, HeadMap, ModelMap, Norm, Positions, Projection, Rotary
+from querykey.checkpoint.headmap import CheckpointError, HeadMap, ModelMap, Norm, Positions, Projection, Reason, Rotary
 from querykey.checkpoint.inputs import examples, inputs_of, towers
 from querykey.checkpoint.own_attention import OwnAttention
 from querykey.checkpoint.rotation import rotates, rotation
@@ -94,7 +94,7 @@ class Recorder:
     def __init__(self) -> None:
         self.layers: dict[str, HeadMap] = {}
         self.cross: dict[str, HeadMap] = {}
-        self.skipped: dict[str, str] = {}
+        self.skipped: dict[str, Reason] = {}
         self.failures: dict[str, str] = {}  # of towers, by name
         self.uses: dict[str, set[int]] = {}  # calls of each module in the present run
         self.last: tuple[str, Emission] | None = None  # the layer whose output projection is still to be found
@@ -173,10 +173,10 @@ class Recorder:
                     layer, crossed = self.head_map(name, query, key, value, options)
                 (self.cross if crossed else self.layers)[name] = layer
                 self.skipped.pop(name, None)
-            except UntraceableError as reason:
-                self.skipped.setdefault(name, str(reason))
+            except UntraceableError as error:
+                self.skipped.setdefault(name, error.reason)
             except (RuntimeError, ValueError, ZeroDivisionError) as error:  # of shapes that no projection has
-                self.skipped.setdefault(name, f"it cannot be traced: {first_line(error)}")
+                self.skipped.setdefault(name, Reason("it cannot be traced: {error}", error=first_line(error)))
         self.emitter.marks = []
 
     def settle(self) -> None:
@@ -195,7 +195,8 @@ class Recorder:
     ) -> tuple[HeadMap, bool]:
         """One layer from what arrives at its attention function, and whether keys come from another input."""
         if query.is_meta or key.is_meta:
-            raise UntraceableError(f"its {'queries' if query.is_meta else 'keys'} are a parameter, not a projection")
+            role = "query" if query.is_meta else "key"
+            raise UntraceableError("its {role} is a parameter, not a projection", role=role)
         if key.shape[1] != value.shape[1]:
             key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
         key_head, kept = distinct(torch.cat([key, value], -1), query.shape[1])
@@ -240,16 +241,18 @@ class Recorder:
             if below(name, tower) and not any(related):
                 yield name
 
-    def reason(self, model: nn.Module, name: str) -> str:
+    def reason(self, model: nn.Module, name: str) -> Reason:
         """Why an attention module has not been seen."""
         module = model.get_submodule(name)
         if any(part in self.own.unfollowed for part in module.modules()):
-            return "its queries and keys are not multiples of rows of weights"
+            return Reason("its queries and keys are not multiples of rows of weights")
         stopped = self.own.calls[module] > 0 and not self.own.finished[module]
         if not stopped and any(self.own.finished[part] for part in module.modules()):
-            return "no softmax of products of queries and keys was found in it"
+            return Reason("no softmax of products of queries and keys was found in it")
         failures = [why for tower, why in self.failures.items() if below(name, tower)]
-        return f"it did not run ({failures[-1]})" if failures else "it does not run on the inputs of the model"
+        if failures:
+            return Reason("it did not run ({error})", error=failures[-1])
+        return Reason("it does not run on the inputs of the model")
 
     def problem(self) -> str:
         """Why nothing has been found."""

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from querykey.checkpoint.adapter import CONFIG, open_adapter
 from querykey.checkpoint.files import Source, open_source
 from querykey.checkpoint.gguf_file import Gguf
-from querykey.checkpoint.headmap import CheckpointError, HeadMap, ModelMap
+from querykey.checkpoint.headmap import CheckpointError, HeadMap, ModelMap, Reason
 from querykey.checkpoint.inputs import Reads, readers
 from querykey.checkpoint.loading import Files
 from querykey.checkpoint.names import Place, places, unwrapped
@@ -195,7 +195,7 @@ def _present(model_map: ModelMap, parameters: Parameters) -> ModelMap:
         if not missing:
             (cross if layer in model_map.cross else layers).append(layer)
         elif len(missing) == len(set(_parameters(layer))):
-            skipped.append((layer.name, "its weights are not in the checkpoint"))
+            skipped.append((layer.name, Reason("its weights are not in the checkpoint")))
         else:
             raise parameters.lacking(missing, layer.name)
     if not layers and not cross:

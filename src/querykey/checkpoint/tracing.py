@@ -10,13 +10,17 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from querykey.checkpoint.emission import COLUMNS, PROBES, Emission, Emitter, Mark, Unknown, first_token
-from querykey.checkpoint.headmap import Bias, CheckpointError, Norm, Projection, Rows
+from querykey.checkpoint.headmap import Bias, CheckpointError, Norm, Projection, Reason, Rows
 
 EXACT = 1e-9  # a factor this close to 1 is 1
 
 
 class UntraceableError(CheckpointError):
-    """A layer that cannot be traced; the message says why."""
+    """A layer that cannot be traced, with the reason."""
+
+    def __init__(self, template: str, **values: object) -> None:
+        self.reason = Reason(template, **values)
+        super().__init__(self.reason)
 
 
 class MixedError(UntraceableError):
@@ -56,7 +60,10 @@ class Tracer:
         if column.min() < 0:
             head, channel = divmod(int((column < 0).nonzero()[0]), size)
             raise MixedError(
-                f"channel {channel} of {role} head {head} is not a multiple of one row of a weight that it uses"
+                "channel {channel} of {role} head {head} is not a multiple of one row of a weight that it uses",
+                channel=channel,
+                role=role,
+                head=head,
             )
         parts, streams = [], []
         for emission, mark, at in self._groups(column, scale, lens):
@@ -64,7 +71,7 @@ class Tracer:
             parts.append(part)
             streams.append(stream)
         if not all(same(stream, streams[0]) for stream in streams):
-            raise UntraceableError(f"the parts of its {role} act on different inputs")
+            raise UntraceableError("the parts of its {role} act on different inputs", role=role)
         return Projection(heads, size, tuple(parts)), streams[0]
 
     def output(self, result: Emission, heads: int) -> Projection | None:
@@ -98,9 +105,13 @@ class Tracer:
     ) -> tuple[Rows, Float[Tensor, "probes dim"]]:
         source = emission.source
         if isinstance(source, Unknown):
-            raise UntraceableError(f"its {role} comes out of {source.what}, which cannot be traced")
+            raise UntraceableError(
+                "its {role} comes out of {what}, which cannot be traced", role=role, what=source.what
+            )
         if scope and not source.weight.startswith(f"{scope}."):
-            raise UntraceableError(f"its {role} comes from {source.weight}, which is not its own")
+            raise UntraceableError(
+                "its {role} comes from {weight}, which is not its own", role=role, weight=source.weight
+            )
         stream = first_token(source.input)
         inner = None
         if self._inside(stream[:, :1], scope):
@@ -126,7 +137,7 @@ class Tracer:
         place[inputs[inputs >= 0]] = torch.arange(len(inputs))[inputs >= 0] % places
         gain = place[column]
         if gain.min() < 0:
-            raise UntraceableError(f"the input of {mark.module} cannot be traced")
+            raise UntraceableError("the input of {module} cannot be traced", module=mark.module)
         does = mark.behaviour
         weight, bias = (f"{mark.module}.{name}" if name else None for name in (does.gain, does.bias))
         rotated = weight is not None and bool((inputs < 0).any())

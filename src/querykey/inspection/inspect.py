@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from querykey.checkpoint import Checkpoint, open_checkpoint, open_module
+from querykey.checkpoint import Checkpoint, Reason, open_checkpoint, open_module
 from querykey.checkpoint.files import first_line
 from querykey.inspection.changes import changes
 from querykey.inspection.data import Data, Reading, on_inputs
@@ -63,7 +63,7 @@ class Inspection:
     random: dict[tuple[int, int], Spectrum]
     window: int | None
     data: Data | None
-    skipped: tuple[tuple[str, str], ...]
+    skipped: tuple[tuple[str, Reason], ...]
     bytes_read: int
     bytes_in_all: int
     seconds: float

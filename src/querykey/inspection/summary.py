@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from querykey.checkpoint import Reason
 from querykey.inspection.columns import ENGLISH, counted
 from querykey.inspection.data import Data
 from querykey.inspection.forecast import REPLACEMENTS
@@ -185,10 +186,16 @@ def on_flags(inspection: Inspection, say: Words) -> list[str]:
             layers = heads.loc[limited, "module"].nunique()
             found.append(say(f"flag.{flag}", layers=counted(say, layers, "layer")))
     if skipped:
-        reasons = "; ".join(say("flag.reason", name=name, reason=reason) for name, reason in skipped[:3])
+        reasons = "; ".join(say("flag.reason", name=name, reason=_said(reason, say)) for name, reason in skipped[:3])
         more = say("flag.more", n=len(skipped) - 3) if len(skipped) > 3 else ""
         found.append(say("flag.skipped", layers=counted(say, len(skipped), "layer"), reasons=reasons, more=more))
     return found
+
+
+def _said(reason: Reason, say: Words) -> str:
+    """A reason in the language of the report."""
+    words = {name: say(f"role.{value}") if name == "role" else value for name, value in reason.values.items()}
+    return say(f"reason.{reason.template}", **words)
 
 
 def of(say: Words, chosen: pd.Series, key: str, **values: Any) -> str:
