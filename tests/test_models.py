@@ -25,7 +25,17 @@ from querykey.models.trace import LayerTrace
 from querykey.transformer import Transformer
 
 OPEN = ("bert", "gpt2", "llama", "qwen3", "gpt_neox", "modernbert")
-OWN = ("falcon-7b", "falcon-40b", "falcon-rw", "bloom", "gptj", "codegen", "gpt_neo", "mpt")  # attention of their own
+OWN = (
+    "falcon-7b",
+    "falcon-40b",
+    "falcon-rw",
+    "bloom",
+    "gptj",
+    "codegen",
+    "gpt_neo",
+    "mpt",
+    "deberta",
+)  # attention of their own
 LENGTH = 23
 
 every_open = [
