@@ -5,8 +5,8 @@
 
 Prefill, training and decoding of designs with latents, with windows, and against other libraries; decoding steps that
 are recorded as one graph; packed documents against a mask of all pairs; a Llama-style decoder with a static cache in
-one compiled graph. Each step is a command of its
-own, which is printed. What does not fit into the time is named at the end.
+one compiled graph. Each step is a command of its own, which is printed. What does not fit into the time is named at the
+end.
 """
 
 from __future__ import annotations
@@ -49,15 +49,15 @@ def main() -> int:
 
 def commands(device: str, tiny: bool, out: Path, config: Path) -> list[list[str]]:
     """The steps, the most important ones first."""
-    script, dtype = str(ROOT / "benchmarks"), "float32" if tiny else "bfloat16"
+    scripts, dtype = str(ROOT / "benchmarks"), "float32" if tiny else "bfloat16"
     where = ["--device", device, "--dtype", dtype, "--rounds", "4" if tiny else "15"]
     shapes = ["2,16,32,2"] if tiny else ["16,2048,2048,16", "2,16384,2048,16"]  # small ones time the launches
     bench = ["-m", "querykey.cli", "bench", *where, "--cached", "16" if tiny else "8192", "--causal", "--shapes"]
     designs = ["--designs", *(DESIGNS[:2] if tiny else DESIGNS)]
     window = ["--passes", "prefill", "training", "--window", "8" if tiny else "1024"]
-    packing = [f"{script}/packing.py", *where, "--shapes", "3,8,32,2" if tiny else "16,1024,2048,16"]
+    packing = [f"{scripts}/packing.py", *where, "--shapes", "3,8,32,2" if tiny else "16,1024,2048,16"]
     steps = ["2,16,32,2"] if tiny else ["8,8192,2048,16", "64,8192,2048,16"]
-    recorded = [f"{script}/recorded.py", *where, "--shapes", *steps, *(designs if tiny else [])]
+    recorded = [f"{scripts}/recorded.py", *where, "--shapes", *steps, *(designs if tiny else [])]
     example = [str(ROOT / "examples" / "llama.py"), str(config), "--new", "8" if tiny else "256", "--compile"]
     libraries = ["--designs", "q,k,v", "--rotary", "--against", "mha", "hf"]
     return [

@@ -3,9 +3,8 @@
     python benchmarks/packing.py [--device cuda] [--dtype bfloat16] [--rounds 15] [--shapes 8,512,512,8 …] [--ragged]
 
 A shape is (documents, tokens in each, dim, heads); all documents lie in one row. With --ragged their lengths rise from
-almost none to twice that. Ratios of times within a round, with
-the interval that holds the middle half of the rounds. The step without documents, whose memory is the least that a
-causal layer takes, stands beside it.
+almost none to twice that. Ratios of times within a round, with the interval that holds the middle half of the rounds.
+The step without documents, whose memory is the least that a causal layer takes, stands beside it.
 """
 
 from __future__ import annotations

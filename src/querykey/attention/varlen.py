@@ -50,17 +50,13 @@ def attention(
         window: with `causal`, a query sees itself and the window − 1 keys before it.
         lengths: of the sequences, which fill all rows one after the other; each row is one sequence when not given.
     """
-    batch, _, queries, _ = q.shape
-    of_queries, of_keys = ([tensor.shape[2]] * batch if lengths is None else lengths for tensor in (q, k))
+    batch, keys, queries = q.shape[0], k.shape[2], q.shape[2]
+    starts = _starts(lengths, batch, queries, q.device)
+    of_keys = starts if keys == queries else _starts(lengths, batch, keys, q.device)
+    longest = (queries, keys) if lengths is None else (max(lengths), max(lengths))
     sides = (-1 if window is None else window - 1, 0) if causal else (-1, -1)
-    out: Tensor = kernel()(
-        *(tensor.transpose(1, 2).flatten(0, 1) for tensor in (q, k, v)),
-        *(_starts(found, q.device) for found in (of_queries, of_keys)),
-        max(of_queries),
-        max(of_keys),
-        scale=scale,
-        window_size=sides,
-    )
+    flat = (tensor.transpose(1, 2).flatten(0, 1) for tensor in (q, k, v))
+    out: Tensor = kernel()(*flat, starts, of_keys, *longest, scale=scale, window_size=sides)
     rows: Tensor = out.unflatten(0, (batch, queries)).transpose(1, 2)
     return rows
 
@@ -74,5 +70,8 @@ def kernel() -> Callable[..., Any]:
     return partial(varlen_attn, enable_gqa=True) if grouped else varlen_attn
 
 
-def _starts(lengths: Sequence[int], device: torch.device) -> Tensor:
+def _starts(lengths: Sequence[int] | None, batch: int, each: int, device: torch.device) -> Tensor:
+    """Where each sequence starts, and the end; for rows without a copy, which a CUDA graph refuses to record."""
+    if lengths is None:
+        return torch.arange(0, (batch + 1) * each, each, dtype=torch.int32, device=device)
     return torch.tensor(list(accumulate(lengths, initial=0)), dtype=torch.int32, device=device)

@@ -57,7 +57,6 @@ def null(
             f"the spectrum has {len(spectrum)} values; expected {dim}, one for each dimension of the inputs"
         )
 
-    @one_thread()
     def measured(heads: BilinearForm) -> dict[str, Tensor]:
         values = heads.metrics(name for name in measures if name != "norm")
         if rotation is not None:

@@ -22,7 +22,7 @@ from querykey.inspection.images import Images
 from querykey.inspection.measures import with_null
 from querykey.inspection.options import Per
 from querykey.inspection.text import Text
-from querykey.machine import at_once, one_thread
+from querykey.machine import at_once
 from querykey.models.huggingface import HuggingFaceModel
 from querykey.models.moments import Moments
 from querykey.models.rotation import rotary_form
@@ -150,7 +150,6 @@ class _Seen:
         return columns
 
 
-@one_thread()
 def _in_own_metric(moments: Moments, fitted: Moments, window: int | None) -> dict[str, Any]:
     """Measures of the heads on their own queries and keys, with the null of random weights on the same inputs.
 
